@@ -41,7 +41,7 @@ pub type Opened = Epoch;
 use crate::{
     api::{LogsPage, Trim, Trimmed},
     name::is_log_name,
-    pauses::doubled,
+    pauses::Pauses,
     wire::{self, AnswerFrame},
 };
 use bytes::{Bytes, BytesMut};
@@ -338,12 +338,12 @@ impl Client {
         wait: &str,
         trouble: &Trouble,
     ) -> Result<(Page, Option<String>), Error> {
-        let (mut pause, mut whole) = (Pause::default(), format!("{query}{wait}"));
+        let (pauses, mut whole) = (Pauses::new(PAUSES), format!("{query}{wait}"));
         loop {
             match self.page(log, &whole).await {
                 Err(error) if error.is_temporary() => {
                     tell(trouble, Some(error));
-                    pause.wait().await;
+                    tokio::time::sleep(pauses.next()).await;
                     query.clone_into(&mut whole);
                 }
                 done => {
@@ -422,22 +422,6 @@ fn path_of(log: &str) -> Result<String, Error> {
 
 /// The first pause before a request is sent again, and the longest.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(2);
-
-/// The next pause.
-struct Pause(Duration);
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self(*PAUSES.start())
-    }
-}
-
-impl Pause {
-    async fn wait(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = doubled(self.0, &PAUSES);
-    }
-}
 
 fn root_cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), root_cause)

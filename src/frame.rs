@@ -20,6 +20,13 @@ use crate::LogId;
 
 /// Bytes in a word, the unit in which space is reserved.
 pub(crate) const WORD: usize = 8;
+
+/// The bytes of so many words.
+#[inline]
+pub(crate) fn in_bytes(words: impl Into<u64>) -> usize {
+    words.into() as usize * WORD
+}
+
 /// Bytes before the value.
 pub(crate) const HEADER: usize = 24;
 /// Words of the smallest frame, that of an empty value.
@@ -230,7 +237,7 @@ pub(crate) fn plausible(bytes: &[u8], key: Key) -> Option<Verified<'_>> {
         return None;
     }
     let frame = parse(bytes)?;
-    let padding = bytes.get(HEADER + frame.body.len()..frame.words() as usize * WORD)?;
+    let padding = bytes.get(HEADER + frame.body.len()..in_bytes(frame.words()))?;
     if padding.iter().any(|&byte| byte != 0) {
         return None;
     }
@@ -251,7 +258,7 @@ pub(crate) fn claimed_crc(bytes: &[u8], key: Key) -> (u32, u32) {
 pub(crate) fn decode(bytes: &[u8], key: Key) -> Option<Verified<'_>> {
     let found = plausible(bytes, key)?;
     let (crc, seed) = claimed_crc(bytes, key);
-    let rest = &bytes[WORD..found.frame.words() as usize * WORD];
+    let rest = &bytes[WORD..in_bytes(found.frame.words())];
     (crc == crc32c::crc32c_append(seed, rest)).then_some(found)
 }
 
@@ -261,7 +268,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn encoded(seed: u32, stamp: Stamp, value: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![0xAA; words(value.len()) as usize * WORD];
+        let mut bytes = vec![0xAA; in_bytes(words(value.len()))];
         encode(&mut bytes, Key::test(seed), stamp, value);
         bytes
     }
@@ -299,7 +306,7 @@ mod tests {
         fn whatever_decodes_encodes_to_the_same_bytes(seed: u32, bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             if let Some(found) = decode(&bytes, Key::test(seed)) {
                 let again = encoded(seed, found.stamp(), found.frame.body);
-                prop_assert_eq!(&again[..], &bytes[..found.frame.words() as usize * WORD]);
+                prop_assert_eq!(&again[..], &bytes[..in_bytes(found.frame.words())]);
             }
         }
     }

@@ -70,8 +70,8 @@ pub use log::{
 pub use log::{BATCH_EXTRA_BYTES, PRODUCER_MARK_BYTES};
 #[cfg(feature = "store")]
 pub use log::{
-    BegunEpoch, CURSORS_PER_LOG, Cursor, EarlierBatch, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, Produced,
-    ProducerBatch, ProducerState,
+    BegunEpoch, CURSORS_PER_LOG, Cursor, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, Produced, ProducerBatch,
+    ProducerState, StoredBatch,
 };
 /// The name of [`BegunEpoch`] in earlier versions.
 #[cfg(feature = "store")]

@@ -15,6 +15,7 @@
 mod append;
 pub(crate) mod budget;
 mod chain;
+mod checkpoint;
 mod clock;
 #[cfg(feature = "store")]
 mod cursors;
@@ -72,7 +73,7 @@ pub use options::{Durability, Options};
 #[cfg(all(fuzzing, feature = "store"))]
 pub use producers::fuzzing::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
-pub use producers::{BegunEpoch, EarlierBatch, Produced, ProducerBatch, ProducerState};
+pub use producers::{BegunEpoch, Produced, ProducerBatch, ProducerState, StoredBatch};
 #[cfg(feature = "server")]
 pub(crate) use producers::{Content, check_id as check_producer_id};
 #[cfg(feature = "server")]
@@ -104,7 +105,7 @@ use crate::{
     segment::header::Secret,
     sync::{Arc, AtomicBool, Backoff, Mutex, Ordering, Swap, lock},
 };
-pub(crate) use room::MayBlock;
+pub(crate) use room::WaitFor;
 use std::{
     ops::{Bound, RangeBounds},
     path::{Path, PathBuf},
@@ -416,7 +417,7 @@ impl Log {
     /// [`Error::TooLarge`], [`Error::Full`], [`Error::CannotGrow`], [`Error::ReadOnly`], [`Error::Failed`],
     /// [`Error::Closed`].
     pub fn append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, MayBlock::Always)
+        append::append(&self.shared, &[value], None, WaitFor::Anything)
     }
 
     /// Appends records one after the other, with no other records in between, and returns the offset of the first. They
@@ -425,7 +426,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::EmptyBatch`].
     pub fn append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, MayBlock::Always)
+        append::append(&self.shared, values, None, WaitFor::Anything)
     }
 
     /// Like [`append_batch`](Self::append_batch), with values from any iterator. Collects all values before reserving
@@ -471,7 +472,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::WouldBlock`].
     pub fn try_append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, MayBlock::ForNextSegment)
+        append::append(&self.shared, &[value], None, WaitFor::NextSegment)
     }
 
     /// Like [`append_batch`](Self::append_batch), but does not wait for the disk; see [`try_append`](Self::try_append).
@@ -479,7 +480,7 @@ impl Log {
     /// # Errors
     /// As [`append_batch`](Self::append_batch), and [`Error::WouldBlock`].
     pub fn try_append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, MayBlock::ForNextSegment)
+        append::append(&self.shared, values, None, WaitFor::NextSegment)
     }
 
     /// Appends a record only if its offset will be `expected_next`: a compare-and-swap on the end of the log.
@@ -495,7 +496,7 @@ impl Log {
     /// # Errors
     /// As [`append_if`](Self::append_if), and [`Error::EmptyBatch`].
     pub fn append_batch_if(&self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, Some(expected_next), MayBlock::Always)
+        append::append(&self.shared, values, Some(expected_next), WaitFor::Anything)
     }
 
     /// Like [`try_append_batch`](Self::try_append_batch), with each record marked as JSON or not; and, if
@@ -508,7 +509,7 @@ impl Log {
         payloads: &[Payload<'_>],
         expected_next: Option<u64>,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, payloads, expected_next, MayBlock::ForNextSegment)
+        append::append(&self.shared, payloads, expected_next, WaitFor::NextSegment)
     }
 
     /// Like [`try_append_payloads`](Self::try_append_payloads), with values that need not be in one list, and a caller that
@@ -518,9 +519,9 @@ impl Log {
         &self,
         values: &S,
         expected_next: Option<u64>,
-        may_block: MayBlock,
+        wait_for: WaitFor,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, values, expected_next, may_block)
+        append::append(&self.shared, values, expected_next, wait_for)
     }
 
     /// The log's id.
@@ -619,7 +620,7 @@ impl Log {
     /// Whether all records up to `offset` are in memory: [`wait_published`](Self::wait_published) without waiting. Also
     /// true if no append has returned that offset.
     pub fn is_published(&self, offset: u64) -> bool {
-        offset >= self.next_offset() || self.shared.is_published(offset)
+        offset >= self.next_offset() || self.shared.publish_up_to(offset)
     }
 
     /// Waits until everything that was appended before this call is durable.
@@ -653,8 +654,8 @@ impl Log {
     }
 
     /// Whether [`read`](Self::read) can answer for this offset without going to the disk.
-    pub fn is_in_memory(&self, offset: u64) -> bool {
-        self.shared.is_in_memory(offset)
+    pub fn reads_without_disk(&self, offset: u64) -> bool {
+        self.shared.reads_without_disk(offset)
     }
 
     /// A reader that starts at `offset`, for going through the log and for reading a lot: it keeps its current segment

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Does both, and returns the results: `beside` on another thread if `parallel`, otherwise after `main`.
-pub(crate) fn both<A, B: Send>(
+pub(crate) fn join<A, B: Send>(
     parallel: bool,
     main: impl FnOnce() -> A,
     beside: impl FnOnce() -> B + Send,
@@ -54,7 +54,7 @@ pub(crate) fn map<T: Sync, R: Send>(threads: usize, items: &[T], make: impl Fn(&
 
 /// Calls `run` with a function that returns what `make` makes of each item, in their order, and then `None`. If `parallel`,
 /// another thread makes the next one meanwhile, so that there are two at a time.
-pub(crate) fn made_ahead<T: Sync, R: Send, O>(
+pub(crate) fn prefetch<T: Sync, R: Send, O>(
     parallel: bool,
     items: &[T],
     make: impl Fn(&T) -> R + Sync,
@@ -86,7 +86,7 @@ mod tests {
     fn both_are_done_in_either_way() {
         for parallel in [false, true] {
             let (mut there, here) = (String::new(), String::from("here"));
-            let results = both(parallel, || here.len(), || there.push_str("there"));
+            let results = join(parallel, || here.len(), || there.push_str("there"));
             assert_eq!((results, &*there), ((4, ()), "there"));
         }
     }
@@ -100,10 +100,10 @@ mod tests {
                 count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 item * 2
             };
-            let all = made_ahead(parallel, &items, make, |next| std::iter::from_fn(next).collect::<Vec<_>>());
+            let all = prefetch(parallel, &items, make, |next| std::iter::from_fn(next).collect::<Vec<_>>());
             assert_eq!(all, (0..100).map(|n| n * 2).collect::<Vec<_>>());
             count.store(0, std::sync::atomic::Ordering::Relaxed);
-            let third = made_ahead(parallel, &items, make, |next| (next(), next(), next()).2);
+            let third = prefetch(parallel, &items, make, |next| (next(), next(), next()).2);
             assert_eq!(third, Some(4));
             assert!(count.load(std::sync::atomic::Ordering::Relaxed) <= 4);
         }
@@ -121,11 +121,11 @@ mod tests {
 
     #[test]
     fn a_panic_beside_is_a_panic_of_the_caller() {
-        let both = std::panic::catch_unwind(|| both(true, || 1, || panic!("beside")));
+        let both = std::panic::catch_unwind(|| join(true, || 1, || panic!("beside")));
         assert!(both.is_err_and(|panic| panic.downcast_ref() == Some(&"beside")));
         let make = |item: &u32| assert!(*item < 2);
         let ahead =
-            std::panic::catch_unwind(|| made_ahead(true, &[1, 2, 3], make, |next| while next().is_some() {}));
+            std::panic::catch_unwind(|| prefetch(true, &[1, 2, 3], make, |next| while next().is_some() {}));
         assert!(ahead.is_err());
     }
 }

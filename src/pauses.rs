@@ -3,11 +3,6 @@
 use crate::sync::{AtomicU64, Ordering};
 use std::{ops::RangeInclusive, time::Duration};
 
-/// The pause after this one.
-pub(crate) fn doubled(pause: Duration, bounds: &RangeInclusive<Duration>) -> Duration {
-    (pause * 2).min(*bounds.end())
-}
-
 /// How long the next pause is. Several threads may take turns to pause: an attempt more or less makes no
 /// difference, so everything is Relaxed.
 pub(crate) struct Pauses {
@@ -25,7 +20,7 @@ impl Pauses {
     pub(crate) fn next(&self) -> Duration {
         let next = Duration::from_millis(self.next.load(Ordering::Relaxed));
         let pause = next.clamp(*self.bounds.start(), *self.bounds.end());
-        self.next.store(doubled(pause, &self.bounds).as_millis() as u64, Ordering::Relaxed);
+        self.next.store((pause * 2).min(*self.bounds.end()).as_millis() as u64, Ordering::Relaxed);
         pause
     }
 

@@ -178,7 +178,7 @@ impl Store {
     pub fn get_open(&self, name: &str) -> Option<Arc<OpenLog>> {
         let entry = self.inner.entry(name)?;
         self.inner.touch(&entry);
-        entry.usable()
+        entry.open_log()
     }
 
     /// The entry of this name, whether or not the log is open. Never waits for a disk.
@@ -340,7 +340,7 @@ impl Store {
             counts.logs += 1;
             counts.open += u64::from(entry.open.load().is_some());
             counts.unusable += u64::from(entry.unusable.load(Ordering::Relaxed));
-            counts.refusing += u64::from(entry.usable().is_some_and(|log| log.refuses_appends()));
+            counts.refusing += u64::from(entry.open_log().is_some_and(|log| log.refuses_appends()));
         }
         counts
     }

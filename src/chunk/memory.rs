@@ -5,7 +5,7 @@
 #[cfg(not(loom))]
 use super::backing::LABEL_BYTES;
 use super::backing::Predecessor;
-use crate::sync::AtomicU32;
+use crate::{frame::in_bytes, sync::AtomicU32};
 
 /// A record takes at least the smallest frame, and 4 bytes in the sealed segment's index.
 pub(crate) const MIN_RECORD_BYTES: u64 = (crate::frame::HEADER + 4) as u64;
@@ -231,12 +231,12 @@ impl ChunkMemory {
     /// `words` words from `word` on must lie within the capacity, and nobody else may read or write them meanwhile.
     #[inline]
     pub(super) unsafe fn write(&self, word: u32, words: u32, fill: impl FnOnce(&mut [u8])) {
-        debug_assert!(u64::from(word + words) * 8 <= self.capacity);
+        debug_assert!(in_bytes(word + words) as u64 <= self.capacity);
         #[cfg(not(loom))]
         // SAFETY: within the mapping and exclusive, by this function's contract.
         unsafe {
-            let at = self.map.as_mut_ptr().add(self.start + word as usize * 8);
-            fill(std::slice::from_raw_parts_mut(at, words as usize * 8));
+            let at = self.map.as_mut_ptr().add(self.start + in_bytes(word));
+            fill(std::slice::from_raw_parts_mut(at, in_bytes(words)));
         }
         #[cfg(loom)]
         // SAFETY: as above; the model checks that it holds.
@@ -250,12 +250,12 @@ impl ChunkMemory {
     /// happens-before, and must not be written again while this memory has its present owner.
     #[inline]
     pub(super) unsafe fn read(&self, word: u32, words: u32) -> &[u8] {
-        debug_assert!(u64::from(word + words) * 8 <= self.capacity);
+        debug_assert!(in_bytes(word + words) as u64 <= self.capacity);
         #[cfg(not(loom))]
         // SAFETY: within the mapping, and immutable from now on, by this function's contract.
         unsafe {
-            let at = self.map.as_ptr().add(self.start + word as usize * 8);
-            std::slice::from_raw_parts(at, words as usize * 8)
+            let at = self.map.as_ptr().add(self.start + in_bytes(word));
+            std::slice::from_raw_parts(at, in_bytes(words))
         }
         #[cfg(loom)]
         // SAFETY: as above; the model checks that it holds.
@@ -334,7 +334,7 @@ mod model {
                 guard.with_mut(|_| ());
             }
             // SAFETY: within the memory, as the slicing above has checked.
-            unsafe { std::slice::from_raw_parts_mut(self.start.add(word as usize * 8), words as usize * 8) }
+            unsafe { std::slice::from_raw_parts_mut(self.start.add(in_bytes(word)), in_bytes(words)) }
         }
 
         /// # Safety
@@ -344,7 +344,7 @@ mod model {
                 guard.with(|_| ());
             }
             // SAFETY: within the memory, as the slicing above has checked.
-            unsafe { std::slice::from_raw_parts(self.start.add(word as usize * 8), words as usize * 8) }
+            unsafe { std::slice::from_raw_parts(self.start.add(in_bytes(word)), in_bytes(words)) }
         }
     }
 }

@@ -167,6 +167,7 @@ pub struct Stored {
     pub repeated: u64,
 }
 
+#[derive(Default)]
 struct State {
     limits: Limits,
     filling: Batch,
@@ -299,28 +300,6 @@ impl Producer {
     /// Must be called within a runtime.
     pub(super) fn new(client: Client, log: String, id: String, options: ProducerOptions) -> Self {
         let ProducerOptions { batch_bytes, linger, patience } = options;
-        let state = State {
-            limits: Limits::default(),
-            filling: Batch::default(),
-            full: VecDeque::new(),
-            numbered: VecDeque::new(),
-            unsent: 0,
-            epoch: None,
-            wants_epoch: false,
-            begun: None,
-            takes_over: false,
-            sent_in: None,
-            next: 0,
-            stuck: None,
-            again_at: None,
-            gave_up: 0,
-            last_error: None,
-            accepted: 0,
-            settled: 0,
-            flush_to: 0,
-            closed: false,
-            stored: Stored::default(),
-        };
         let shared = Arc::new(Shared {
             client,
             log,
@@ -328,7 +307,7 @@ impl Producer {
             batch_bytes: batch_bytes.clamp(1, MAX_UNSENT_BYTES / 2),
             linger,
             patience,
-            state: Mutex::new(state),
+            state: Mutex::default(),
             changed: Notify::new(),
             progress: Notify::new(),
             oldest: AtomicU64::new(0),

@@ -13,7 +13,7 @@ const EVENTS: &str = "text/event-stream";
 
 /// What a reader of a log asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum AnswerKind {
     /// The live tail, as events.
     Tail,
     /// Records in this format.
@@ -22,16 +22,16 @@ pub(super) enum Wanted {
 
 /// What `Accept` asks for. The type that the client prefers is chosen, and among equally preferred ones the first; but
 /// the tail takes precedence, since nobody names it by accident.
-pub(super) fn wanted(headers: &HeaderMap) -> Result<Wanted, Problem> {
+pub(super) fn wanted(headers: &HeaderMap) -> Result<AnswerKind, Problem> {
     if !headers.contains_key(ACCEPT) {
-        return Ok(Wanted::Records(Format::Ndjson));
+        return Ok(AnswerKind::Records(Format::Ndjson));
     }
     let mut ranges: Vec<(&str, u16)> = params::list(headers, ACCEPT).map(weighed).collect();
     ranges.sort_by_key(|&(_, weight)| std::cmp::Reverse(weight));
     let most = ranges.first().map_or(0, |&(_, weight)| weight);
     if most > 0 && ranges.iter().any(|&(range, weight)| weight == most && range.eq_ignore_ascii_case(EVENTS))
     {
-        return Ok(Wanted::Tail);
+        return Ok(AnswerKind::Tail);
     }
     // Once for each name, and not for each range: a header section holds tens of thousands of ranges.
     let mut is_refused = [false; NAMES];
@@ -50,7 +50,7 @@ pub(super) fn wanted(headers: &HeaderMap) -> Result<Wanted, Problem> {
         let detail = format!("Accept must have one of: {}, {EVENTS}", accepted());
         Problem::new(Code::NotAcceptable, detail)
     })?;
-    Ok(Wanted::Records(format))
+    Ok(AnswerKind::Records(format))
 }
 
 /// Whether a range includes a media type: the type itself, all types of its kind, or all types.
@@ -86,20 +86,23 @@ mod tests {
             wanted(&headers).ok()
         };
         for (accept, expected) in [
-            ("*/*", Some(Wanted::Records(Format::Ndjson))),
-            ("application/json;q=0, text/plain", Some(Wanted::Records(Format::Text))),
-            ("application/json;q=0.5, Text/Plain; Q=0.6", Some(Wanted::Records(Format::Text))),
-            ("text/html, application/*;q=0.1", Some(Wanted::Records(Format::Ndjson))),
-            ("TEXT/*", Some(Wanted::Records(Format::Text))),
-            ("application/x-ndjson;q=0, application/ndjson;q=0, */*", Some(Wanted::Records(Format::Json))),
-            ("application/*;q=0, */*", Some(Wanted::Records(Format::Text))),
+            ("*/*", Some(AnswerKind::Records(Format::Ndjson))),
+            ("application/json;q=0, text/plain", Some(AnswerKind::Records(Format::Text))),
+            ("application/json;q=0.5, Text/Plain; Q=0.6", Some(AnswerKind::Records(Format::Text))),
+            ("text/html, application/*;q=0.1", Some(AnswerKind::Records(Format::Ndjson))),
+            ("TEXT/*", Some(AnswerKind::Records(Format::Text))),
+            (
+                "application/x-ndjson;q=0, application/ndjson;q=0, */*",
+                Some(AnswerKind::Records(Format::Json)),
+            ),
+            ("application/*;q=0, */*", Some(AnswerKind::Records(Format::Text))),
             ("application/json;q=0", None),
             ("*/*;q=0.0", None),
             ("text/html", None),
             ("text/event-streamx", None),
-            ("TEXT/Event-Stream", Some(Wanted::Tail)),
-            ("application/json, text/event-stream", Some(Wanted::Tail)),
-            ("application/json, text/event-stream;q=0.5", Some(Wanted::Records(Format::Json))),
+            ("TEXT/Event-Stream", Some(AnswerKind::Tail)),
+            ("application/json, text/event-stream", Some(AnswerKind::Tail)),
+            ("application/json, text/event-stream;q=0.5", Some(AnswerKind::Records(Format::Json))),
             ("text/event-stream;q=0", None),
         ] {
             assert_eq!(of(accept), expected, "{accept}");
@@ -121,7 +124,7 @@ mod tests {
         let weights = "a;q=0.0000000000,".repeat(3800);
         for (value, expected) in [
             (refused.clone(), None),
-            (format!("{refused},text/*;q=0.1"), Some(Wanted::Records(Format::Text))),
+            (format!("{refused},text/*;q=0.1"), Some(AnswerKind::Records(Format::Text))),
             (weights, None),
         ] {
             let (found, time) = accept(&value);

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     Code,
     json::{Object, whole},
-    log::{MayBlock, Payload, Record},
+    log::{Payload, Record, WaitFor},
     store::{LogSettings, OpenLog, Values},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -123,9 +123,9 @@ pub(super) async fn post(
         let checked = move || check(&value, &settings).map(|()| (value, grant));
         Box::pin(body::with_permit(context, asker.share, work, checked)).await??
     };
-    let append = |log: &OpenLog, (value, _): &(Vec<u8>, Grant), may_block: MayBlock| {
+    let append = |log: &OpenLog, (value, _): &(Vec<u8>, Grant), wait_for: WaitFor| {
         let json = log.settings().values == Values::Json;
-        log.try_append_values(&[Payload { bytes: value, json }][..], None, may_block)
+        log.try_append_values(&[Payload { bytes: value, json }][..], None, wait_for)
     };
     // The value is dropped by then, so that its memory is not held while waiting.
     let offset = context.append(asker.share, &log, length, (value, grant), append).await?;

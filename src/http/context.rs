@@ -14,7 +14,7 @@ use super::{
     waited::WaitedLogs,
 };
 use crate::{
-    log::{Durability, Error, LastWrite, MayBlock},
+    log::{Durability, Error, LastWrite, WaitFor},
     store::{self, LogSettings, OpenLog, Store},
 };
 use bytes::Bytes;
@@ -296,18 +296,18 @@ impl Context {
         log: &Arc<OpenLog>,
         cost: usize,
         values: V,
-        append: fn(&OpenLog, &V, MayBlock) -> Result<T, Error>,
+        append: fn(&OpenLog, &V, WaitFor) -> Result<T, Error>,
     ) -> Result<T, Problem> {
         let limit = self.settings.queue_time;
         if cost < OFFLOAD_BYTES {
-            let attempt = || ready(Ok(append(log, &values, MayBlock::Never)));
+            let attempt = || ready(Ok(append(log, &values, WaitFor::Nothing)));
             let done = when_there_is_room(limit, || log.room(), attempt).await?;
             return self.seen(log, done).await;
         }
         let values = Arc::new(values);
         let attempt = || {
             let (log, values) = (Arc::clone(log), Arc::clone(&values));
-            let run = move || append(&log, &values, MayBlock::ForCopies);
+            let run = move || append(&log, &values, WaitFor::Copies);
             self.for_client(share, Kind::Append, limit, run)
         };
         let done = Box::pin(when_there_is_room(limit, || log.room(), attempt)).await?;

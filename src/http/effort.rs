@@ -25,9 +25,9 @@ pub(super) enum Work {
 }
 
 /// The most bytes of a body that is light work.
-const LIGHT: usize = 1 << 20;
+const MAX_LIGHT_BYTES: usize = 1 << 20;
 /// The most bytes of a body that is medium work.
-const MEDIUM: usize = 8 << 20;
+const MAX_MEDIUM_BYTES: usize = 8 << 20;
 
 impl Work {
     /// The least work that a body of this many bytes can be.
@@ -44,8 +44,8 @@ impl Work {
     /// The most bytes that this kind of work is for.
     pub(super) fn bytes(self) -> usize {
         match self {
-            Self::Light => LIGHT,
-            Self::Medium => MEDIUM,
+            Self::Light => MAX_LIGHT_BYTES,
+            Self::Medium => MAX_MEDIUM_BYTES,
             Self::Heavy => usize::MAX,
         }
     }

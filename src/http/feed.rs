@@ -139,7 +139,7 @@ impl Feed {
             let events = if last { std::mem::take(&mut latest.events) } else { latest.events.clone() };
             return Ok(Latest::Events(events, latest.reader.offset()));
         }
-        if offset < latest.reader.offset() || !self.log.is_in_memory(offset) {
+        if offset < latest.reader.offset() || !self.log.reads_without_disk(offset) {
             return Ok(Latest::Behind);
         }
         latest.reader.seek(offset); // among several tails the furthest one leads, and the others catch up with it

@@ -131,7 +131,7 @@ pub(super) async fn record(
 ) -> Result<(Head, Option<Bytes>), Problem> {
     let only_head = asker.only_head;
     let attempt = move |reader: &mut Reader, place: Place, mut grant: Grant| {
-        if place == Place::Here && !reader.is_in_memory() {
+        if place == Place::Here && !reader.next_without_disk() {
             return Ok(Made::Wants(Wants { grant, place: Place::Permit, bytes: 0 }));
         }
         let ahead = match reader.peek() {

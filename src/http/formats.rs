@@ -142,7 +142,7 @@ mod tests {
         memory::{Memory, Purpose},
         segment_room::SegmentRoom,
     };
-    use super::{json::BLOCK, *};
+    use super::{json::BASE64_STEP_BYTES, *};
     use crate::{
         chunk::AppendValues,
         frame::JSON,
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn base64_that_is_escaped_is_decoded_in_place() {
         let long: Vec<u8> = (0..20_000).map(|n: u32| ((n * n) >> 3) as u8).collect();
-        for value in [&b"hi?>"[..], b"", &long, &long[..BLOCK / 4 * 3], &long[..7]] {
+        for value in [&b"hi?>"[..], b"", &long, &long[..BASE64_STEP_BYTES / 4 * 3], &long[..7]] {
             let base64 = BASE64_STANDARD.encode(value);
             let escape = |letter: u8| ["\\u00".to_owned(), format!("{letter:02X}")];
             let escaped = base64.bytes().flat_map(escape).collect::<Vec<_>>().concat();
@@ -280,7 +280,7 @@ mod tests {
                 assert_eq!(parsed(Format::Json, body.as_bytes()), Ok(vec![(value.to_vec(), false)]));
             }
         }
-        let padded = format!("{}==\\u0041AAA", "A".repeat(BLOCK - 2));
+        let padded = format!("{}==\\u0041AAA", "A".repeat(BASE64_STEP_BYTES - 2));
         for text in ["\\t", "\\u0141AAA", "\\ud800AAA", "AAA\\u003dAAAA", &padded] {
             let body = format!(r#"{{"records":[{{"value":"{text}"}}]}}"#);
             let refused = parsed(Format::Json, body.as_bytes()).unwrap_err();

@@ -91,7 +91,7 @@ impl Drop for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::permits::LOGS;
+    use crate::http::permits::MAX_LOGS_AT_WORK;
     use std::{
         pin::Pin,
         task::{Context, Poll, Waker},
@@ -121,7 +121,7 @@ mod tests {
     fn with_server(run: impl FnOnce(&Server)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _within = runtime.enter(); // for its timers
-        let server = Server { permits: LogPermits::new(), all: Permits::new(|_| LOGS) };
+        let server = Server { permits: LogPermits::new(), all: Permits::new(|_| MAX_LOGS_AT_WORK) };
         run(&server);
         assert!(server.permits.by_name.lock().unwrap().is_empty(), "names stay for ever");
     }
@@ -129,10 +129,10 @@ mod tests {
     #[test]
     fn a_log_has_one_permit_at_a_time_and_few_logs_have_one() {
         with_server(|server| {
-            let lines: [ConnectionShare; 2 * LOGS] = Default::default();
+            let lines: [ConnectionShare; 2 * MAX_LOGS_AT_WORK] = Default::default();
             let first = poll(&mut server.ask("a", &lines[0])).unwrap();
             assert!(poll(&mut server.ask("a", &lines[1])).is_none(), "two at once");
-            let names: Vec<_> = (1..LOGS).map(|n| n.to_string()).collect();
+            let names: Vec<_> = (1..MAX_LOGS_AT_WORK).map(|n| n.to_string()).collect();
             let others: Vec<_> = names
                 .iter()
                 .zip(&lines)
@@ -156,8 +156,8 @@ mod tests {
                 let names: Vec<_> = (0..100).map(|n| n.to_string()).collect();
                 let mut waiting: Vec<_> = names.iter().map(|name| server.ask(name, &many)).collect();
                 let mut have: Vec<_> = waiting.iter_mut().filter_map(poll).collect();
-                assert_eq!(have.len(), LOGS);
-                let mut waiting = waiting.split_off(LOGS);
+                assert_eq!(have.len(), MAX_LOGS_AT_WORK);
+                let mut waiting = waiting.split_off(MAX_LOGS_AT_WORK);
                 let mut other = server.ask(name, &one);
                 assert!(poll(&mut other).is_none());
                 have.pop();
@@ -200,7 +200,7 @@ mod tests {
             let busy = poll(&mut server.ask("busy", &share)).unwrap();
             let mut waiting: Vec<_> = (0..100).map(|_| server.ask("busy", &share)).collect();
             assert_eq!(waiting.iter_mut().filter_map(poll).count(), 0);
-            let names: Vec<_> = (1..LOGS).map(|n| n.to_string()).collect();
+            let names: Vec<_> = (1..MAX_LOGS_AT_WORK).map(|n| n.to_string()).collect();
             let have: Vec<_> =
                 names.iter().map(|name| poll(&mut server.ask(name, &share)).unwrap()).collect();
             drop((busy, have));

@@ -147,7 +147,7 @@ impl Metrics {
 }
 
 /// The most cursors whose lag is shown.
-const CURSORS: usize = 1000;
+const MAX_SHOWN_LAGS: usize = 1000;
 
 /// What the engine counts.
 #[derive(Debug)]
@@ -210,7 +210,7 @@ impl Collector for Engine {
             let gauge = ConstGauge::new(value.cast_signed());
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
-        let cursors = store.map_or_else(Vec::new, |store| store.cursor_lags(CURSORS));
+        let cursors = store.map_or_else(Vec::new, |store| store.cursor_lags(MAX_SHOWN_LAGS));
         let help = "Records between a cursor and the end of its log; the 1,000 largest, of open logs";
         let mut family = encoder.encode_descriptor("cursor_lag_records", help, None, MetricType::Gauge)?;
         for (log, cursor, lag) in cursors {

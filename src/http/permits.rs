@@ -64,7 +64,7 @@ impl From<Work> for Kind {
 
 /// The number of logs in the whole server for which something may take long at once: fewer than one runtime has
 /// threads.
-pub(super) const LOGS: usize = 8;
+pub(super) const MAX_LOGS_AT_WORK: usize = 8;
 
 /// Work on this many bytes or more is done off the runtime's thread, which has other requests to answer: checking a
 /// mebibyte of JSON takes a millisecond.
@@ -94,7 +94,7 @@ pub(super) struct ConnectionShare {
 /// How many requests of a connection may wait for busy logs at once. It is few, so that a request of another
 /// connection, which stands in the same line for a log, has few before it; and more than one, so that one busy log does
 /// not hold up what the connection wants of other logs.
-const BUSY_LOGS: usize = 8;
+const MAX_BUSY_LOG_WAITS: usize = 8;
 
 #[cfg(test)]
 impl Default for ConnectionShare {
@@ -109,7 +109,7 @@ impl ConnectionShare {
         Self {
             number,
             first: std::array::from_fn(|_| Semaphore::new(1)),
-            busy_logs: Semaphore::new(BUSY_LOGS),
+            busy_logs: Semaphore::new(MAX_BUSY_LOG_WAITS),
             listening: AtomicUsize::new(0),
             waiting_bodies: AtomicUsize::new(0),
             was_slow: Mutex::default(),
@@ -179,7 +179,7 @@ impl Permits {
             Kind::Read => threads,
             // These leave half of the processors to others.
             Kind::Look | Kind::ReadLarge | Kind::Append => half,
-            Kind::Log => LOGS,
+            Kind::Log => MAX_LOGS_AT_WORK,
             // One asks at a time.
             Kind::Memory | Kind::SmallBodyMemory | Kind::MediumBodyMemory | Kind::LargeBodyMemory => 1,
         })
@@ -239,13 +239,16 @@ mod tests {
         // By kind: bodies of three sizes, looking, reading, reading large, appending, logs, memory of answers and of bodies.
         assert_eq!(
             available(&Permits::for_server(1 << 30, 64 << 20, 8)),
-            [8, 8, 4, 4, 8, 4, 4, LOGS, 1, 1, 1, 1]
+            [8, 8, 4, 4, 8, 4, 4, MAX_LOGS_AT_WORK, 1, 1, 1, 1]
         );
         assert_eq!(
             available(&Permits::for_server(64 << 20, 16 << 20, 8)),
-            [4, 1, 1, 4, 8, 4, 4, LOGS, 1, 1, 1, 1]
+            [4, 1, 1, 4, 8, 4, 4, MAX_LOGS_AT_WORK, 1, 1, 1, 1]
         );
-        assert_eq!(available(&Permits::for_server(0, 0, 0)), [1, 1, 1, 1, 1, 1, 1, LOGS, 1, 1, 1, 1]);
+        assert_eq!(
+            available(&Permits::for_server(0, 0, 0)),
+            [1, 1, 1, 1, 1, 1, 1, MAX_LOGS_AT_WORK, 1, 1, 1, 1]
+        );
     }
 
     /// All requests waited in one queue, in the order in which they asked.

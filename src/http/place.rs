@@ -28,7 +28,7 @@ pub(super) enum Place {
 impl Place {
     /// The place to try first.
     pub(super) fn first(log: &OpenLog, offset: u64) -> Self {
-        if log.is_in_memory(offset) { Self::Here } else { Self::Permit }
+        if log.reads_without_disk(offset) { Self::Here } else { Self::Permit }
     }
 
     /// The place where a record must be read.
@@ -90,7 +90,7 @@ pub(super) fn next<'a>(
     so_far: usize,
     most: u64,
 ) -> Result<Next<'a>, Error> {
-    if place == Place::Here && !reader.is_in_memory() {
+    if place == Place::Here && !reader.next_without_disk() {
         return Ok(Next::Wants(Place::Permit, so_far));
     }
     let Some(ahead) = reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {

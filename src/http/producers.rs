@@ -60,8 +60,8 @@ fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
 }
 
 fn begun(context: &Context, log: &OpenLog, id: String, begun: log::BegunEpoch) -> Answer {
-    let batch = |batch: log::EarlierBatch| {
-        let log::EarlierBatch { sequence: seq, first_offset, count, .. } = batch;
+    let batch = |batch: log::StoredBatch| {
+        let log::StoredBatch { sequence: seq, first_offset, count, .. } = batch;
         EarlierBatch { seq, first_offset, count }
     };
     let earlier = begun

@@ -1,7 +1,7 @@
 //! Reading a range of a log: where it starts and ends, and an answer that has it whole or sends it piece by piece.
 
 use super::{
-    accept::{self, Wanted},
+    accept::{self, AnswerKind},
     answer::{Answer, Body, Endless, full, keep_from_proxies, log_id, only_head, piece_by_piece},
     context::{Asker, Context},
     cursors,
@@ -13,7 +13,7 @@ use super::{
     params,
     permits::{ConnectionShare, Kind},
     problem::Problem,
-    reading::{Damaged, PageLimits, RangeEnd, Reading},
+    reading::{OnDamage, PageLimits, RangeEnd, Reading},
     tail,
 };
 use crate::{Code, LogId, log::Error, reports, start::StartAt, store::OpenLog};
@@ -64,7 +64,7 @@ struct RangeQuery {
     cursor: Option<String>,
     /// The id that the log must have.
     log_id: Option<LogId>,
-    damaged: Damaged,
+    damaged: OnDamage,
     follow: bool,
     wait: Option<Duration>,
     records: Option<u64>,
@@ -90,8 +90,8 @@ impl RangeQuery {
                 "log_id" => query.log_id = Some(params::log_id(&value)?),
                 "damaged" => {
                     query.damaged = match &*value {
-                        "skip" => Damaged::Skip,
-                        "error" => Damaged::Error,
+                        "skip" => OnDamage::Skip,
+                        "error" => OnDamage::Fail,
                         _ => return Err(params::invalid("damaged", "skip or error")),
                     }
                 }
@@ -146,8 +146,8 @@ pub(super) async fn range(
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // so that its header section is not held while waiting
     let records = match wanted {
-        Wanted::Tail => None, // it follows the log in any case, and is not limited
-        Wanted::Records(format) => Some((format, query.until(format)?)),
+        AnswerKind::Tail => None, // it follows the log in any case, and is not limited
+        AnswerKind::Records(format) => Some((format, query.until(format)?)),
     };
     let log = context.log(asker.share, name).await?;
     Problem::check_id(&log, query.log_id)?;

@@ -68,17 +68,17 @@ struct Course {
     fresh: bool,
     /// Whether what precedes the records is still to be written.
     is_unopened: bool,
-    damaged: Damaged,
+    damaged: OnDamage,
     /// How many records it has that are marked as lost.
     lost: u64,
 }
 
 /// What becomes of damaged records, and of those that the disk cannot read.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Damaged {
+pub(super) enum OnDamage {
     /// A range ends before them; one that begins there is an error.
     #[default]
-    Error,
+    Fail,
     /// They are left out.
     Skip,
 }
@@ -116,7 +116,7 @@ enum Went {
 
 impl Reading {
     pub(super) fn new(reader: Reader, format: Format, page_limits: PageLimits, end: u64) -> Self {
-        let damaged = Damaged::default();
+        let damaged = OnDamage::default();
         Self::on(
             reader,
             Course { format, page_limits, end, fresh: true, is_unopened: true, damaged, lost: 0 },
@@ -127,7 +127,7 @@ impl Reading {
         Self { taken_to: reader.offset(), reader, course, until: u64::MAX, next: None, length: None }
     }
 
-    pub(super) fn with_damaged(mut self, damaged: Damaged) -> Self {
+    pub(super) fn with_damaged(mut self, damaged: OnDamage) -> Self {
         self.course.damaged = damaged;
         self
     }
@@ -195,7 +195,7 @@ impl Reading {
     /// whether the range goes on.
     fn passes(&mut self, error: Error) -> Result<bool, Problem> {
         match error.bad_record() {
-            Some(offset) if self.course.damaged == Damaged::Skip => {
+            Some(offset) if self.course.damaged == OnDamage::Skip => {
                 self.reader.seek_readable(offset + 1)?;
                 Ok(true)
             }
@@ -273,7 +273,7 @@ impl Reading {
                 }
                 steps = 0;
             }
-            if place == Place::Here && !self.reader.is_in_memory() {
+            if place == Place::Here && !self.reader.next_without_disk() {
                 return Ok(false);
             }
             match self.look_at_next(&mut grant, only_head) {
@@ -297,7 +297,7 @@ impl Reading {
         let offset = self.reader.offset();
         let most = self.most();
         let mut cold_bytes = 0;
-        if !self.reader.is_in_memory() {
+        if !self.reader.next_without_disk() {
             let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
                 return Ok(None);
             };

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,
     api::Appended,
-    log::{Error, MayBlock, Produced, ProducerBatch, Record},
+    log::{Error, Produced, ProducerBatch, Record, WaitFor},
     store::{LogSettings, OpenLog},
 };
 use hyper::{
@@ -137,7 +137,7 @@ pub(super) async fn append(
         session::check_format(format)?;
         let producer = session::WantedProducer::parse(request.headers())?;
         let asks = request.headers().contains_key(EXPECT);
-        let (wanted, body) = (session::Wanted { format, ack, producer }, request.into_body());
+        let (wanted, body) = (session::SessionRequest { format, ack, producer }, request.into_body());
         let log = log_of(context, asker.share, name, log_id).await?;
         return session::begin(context, asker.share, log, wanted, body, asks).await;
     }
@@ -195,17 +195,17 @@ async fn log_of(
 fn append_once(
     log: &OpenLog,
     ToAppend { batch, named, expect }: &ToAppend,
-    may_block: MayBlock,
+    wait_for: WaitFor,
 ) -> Result<Produced, Error> {
     match named {
         None => {
-            let first_offset = log.try_append_values(batch, *expect, may_block)?;
+            let first_offset = log.try_append_values(batch, *expect, wait_for)?;
             Ok(Produced { first_offset, count: batch.records(), repeated: false })
         }
         Some(NamedBatch { id, epoch, sequence, mark }) => {
             let mut producer = ProducerBatch::new(id, *epoch, *sequence);
             producer.mark = mark.as_deref();
-            log.try_append_values_once(&producer, batch, *expect, may_block)
+            log.try_append_values_once(&producer, batch, *expect, wait_for)
         }
     }
 }

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     Code,
     api::SessionLine,
-    log::{Error, MayBlock, Room, Visible},
+    log::{Error, Room, Visible, WaitFor},
     store::OpenLog,
 };
 use bytes::Bytes;
@@ -59,7 +59,7 @@ const LAST_COMMITS: Duration = Duration::from_secs(2);
 const ASKING: Duration = Duration::from_millis(20);
 
 /// What a request for a session asks for.
-pub(super) struct Wanted {
+pub(super) struct SessionRequest {
     pub(super) format: Format,
     pub(super) ack: Option<Ack>,
     pub(super) producer: Option<WantedProducer>,
@@ -70,11 +70,11 @@ pub(super) async fn begin(
     context: &Arc<Context>,
     share: &Arc<ConnectionShare>,
     log: Arc<OpenLog>,
-    wanted: Wanted,
+    wanted: SessionRequest,
     mut body: RequestBody,
     expects_continue: bool,
 ) -> Result<Answer, Problem> {
-    let Wanted { format, ack, producer } = wanted;
+    let SessionRequest { format, ack, producer } = wanted;
     let mut source = Source::new(format, context, &log);
     log.writable().map_err(Problem::of_log(&log))?;
     let producer = match producer {
@@ -320,18 +320,18 @@ impl Session {
             log: &OpenLog,
             producer: Option<&Producer>,
             batch: &DecodedBatch,
-            may_block: MayBlock,
+            wait_for: WaitFor,
         ) -> Result<u64, Error> {
             match producer {
-                None => log.try_append_values(batch, None, may_block),
-                Some(producer) => producer.append(log, batch, may_block),
+                None => log.try_append_values(batch, None, wait_for),
+                Some(producer) => producer.append(log, batch, wait_for),
             }
         }
         if context::cost(batch.bytes() as usize, batch.records() as usize) < OFFLOAD_BYTES {
-            return Ok(append(&self.log, self.producer.as_ref(), batch, MayBlock::Never));
+            return Ok(append(&self.log, self.producer.as_ref(), batch, WaitFor::Nothing));
         }
         let (log, producer, batch) = (Arc::clone(&self.log), self.producer.clone(), Arc::clone(batch));
-        let run = move || append(&log, producer.as_ref(), &batch, MayBlock::ForCopies);
+        let run = move || append(&log, producer.as_ref(), &batch, WaitFor::Copies);
         let patience = self.context.settings.queue_time;
         Box::pin(self.context.for_client(&self.share, Kind::Append, patience, run)).await
     }
@@ -357,7 +357,7 @@ impl Session {
         self.begin_commit();
         let is_open = matches!(self.stage, Stage::Open);
         let reads = is_open && !self.has_records() && !self.body_has_ended;
-        let look = self.next_look(reads);
+        let look = self.next_due(reads);
         tokio::select! {
             biased;
             done = or_never(self.commit.as_mut()) => {
@@ -375,7 +375,7 @@ impl Session {
                 return ended.map_err(Problem::of_log(&self.log));
             }
             frame = self.body.frame(), if reads => return self.take(frame).await,
-            () = tokio::time::sleep_until(look) => return self.look(reads),
+            () = tokio::time::sleep_until(look) => return self.do_due(reads),
         }
         Ok(())
     }
@@ -400,14 +400,14 @@ impl Session {
         Some(failure.gives_up_at)
     }
 
-    /// When [`look`](Self::look) is next to be called.
-    fn next_look(&self, reads: bool) -> Instant {
-        let pace = self.source.look_at().filter(|_| reads);
+    /// When [`do_due`](Self::do_due) is next to be called.
+    fn next_due(&self, reads: bool) -> Instant {
+        let pace = self.source.pace_due().filter(|_| reads);
         pace.into_iter().chain(self.gives_up_at()).fold(self.heartbeat(), Instant::min)
     }
 
     /// Does what is due by now.
-    fn look(&mut self, reads: bool) -> Result<(), Problem> {
+    fn do_due(&mut self, reads: bool) -> Result<(), Problem> {
         if reads {
             self.source.check_pace(&self.share)?;
         }

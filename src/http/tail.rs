@@ -15,7 +15,7 @@ use super::{
     permits::ConnectionShare,
     place::{Made, Place},
     problem::Problem,
-    reading::Damaged,
+    reading::OnDamage,
     waited::LogWait,
 };
 use crate::{
@@ -40,7 +40,7 @@ pub(super) fn stream(
     share: &Arc<ConnectionShare>,
     log: &Arc<OpenLog>,
     offset: u64,
-    damaged: Damaged,
+    damaged: OnDamage,
 ) -> Result<Answer, Problem> {
     let first = log.first_offset();
     if offset < first {
@@ -88,7 +88,7 @@ struct Tail {
     log_wait: LogWait,
     /// The offset of the next event.
     offset: u64,
-    damaged: Damaged,
+    damaged: OnDamage,
     /// The number of heartbeats of the feed that the client has seen.
     beats: u64,
     stage: Stage,
@@ -203,7 +203,7 @@ impl Tail {
             fetch::make(&self.context, &self.share, place, Patience::of(self.patience), reader, attempt)
                 .await;
         match made {
-            Ok((_, Err(End::Damaged(_, next)))) if self.damaged == Damaged::Skip => Ok((Bytes::new(), next)),
+            Ok((_, Err(End::Damaged(_, next)))) if self.damaged == OnDamage::Skip => Ok((Bytes::new(), next)),
             Ok((reader, events)) => Ok((events?, reader.offset())),
             Err(problem) if problem.is_overload() => Err(End::Overloaded),
             Err(problem) => Err(Error::Failed { reason: problem.to_string().into() }.into()),

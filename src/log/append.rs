@@ -4,7 +4,7 @@
 //! engine's own copying runs, so no reserved offset stays empty.
 
 use super::{
-    Durability, Error, LINGER, Shared, line::Turn, roll::Active, room::MayBlock, wait::unless_reached,
+    Durability, Error, LINGER, Shared, line::Turn, roll::Active, room::WaitFor, wait::unless_reached,
 };
 use crate::{
     chunk::{AppendOutcome, AppendValue, AppendValues, Batch, Chunk, FrameMeta},
@@ -70,7 +70,7 @@ impl Appender {
     /// As [`Log::append`](super::Log::append).
     #[inline]
     pub fn append(&mut self, value: &[u8]) -> Result<u64, Error> {
-        self.append_with(&[value], None, MayBlock::Always)
+        self.append_with(&[value], None, WaitFor::Anything)
     }
 
     /// Like [`Log::append_batch`](super::Log::append_batch).
@@ -79,7 +79,7 @@ impl Appender {
     /// As [`Log::append_batch`](super::Log::append_batch).
     #[inline]
     pub fn append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, None, MayBlock::Always)
+        self.append_with(values, None, WaitFor::Anything)
     }
 
     /// Like [`Log::try_append`](super::Log::try_append).
@@ -88,7 +88,7 @@ impl Appender {
     /// As [`Log::try_append`](super::Log::try_append).
     #[inline]
     pub fn try_append(&mut self, value: &[u8]) -> Result<u64, Error> {
-        self.append_with(&[value], None, MayBlock::ForNextSegment)
+        self.append_with(&[value], None, WaitFor::NextSegment)
     }
 
     /// Like [`Log::try_append_batch`](super::Log::try_append_batch).
@@ -97,7 +97,7 @@ impl Appender {
     /// As [`Log::try_append_batch`](super::Log::try_append_batch).
     #[inline]
     pub fn try_append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, None, MayBlock::ForNextSegment)
+        self.append_with(values, None, WaitFor::NextSegment)
     }
 
     /// Like [`Log::append_batch_if`](super::Log::append_batch_if).
@@ -105,7 +105,7 @@ impl Appender {
     /// # Errors
     /// As [`Log::append_batch_if`](super::Log::append_batch_if).
     pub fn append_batch_if(&mut self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, Some(expected_next), MayBlock::Always)
+        self.append_with(values, Some(expected_next), WaitFor::Anything)
     }
 
     #[inline]
@@ -113,14 +113,14 @@ impl Appender {
         &mut self,
         values: &[&[u8]],
         expected: Option<u64>,
-        may_block: MayBlock,
+        wait_for: WaitFor,
     ) -> Result<u64, Error> {
         let Self { shared, active } = self;
         let batch = size_batch(shared, values)?;
-        if let Some(offset) = try_append_here(shared, active, batch, expected, may_block)? {
+        if let Some(offset) = try_append_here(shared, active, batch, expected, wait_for)? {
             return Ok(offset);
         }
-        append_on(shared, active, batch, expected, may_block)
+        append_on(shared, active, batch, expected, wait_for)
     }
 }
 
@@ -130,16 +130,16 @@ pub(super) fn append<S: AppendValues + ?Sized>(
     shared: &Shared,
     values: &S,
     expected: Option<u64>,
-    may_block: MayBlock,
+    wait_for: WaitFor,
 ) -> Result<u64, Error> {
     let batch = size_batch(shared, values)?;
     {
         let active = shared.active.load();
-        if let Some(offset) = try_append_here(shared, &active, batch, expected, may_block)? {
+        if let Some(offset) = try_append_here(shared, &active, batch, expected, wait_for)? {
             return Ok(offset);
         }
     }
-    append_on(shared, &mut shared.active.load_full(), batch, expected, may_block)
+    append_on(shared, &mut shared.active.load_full(), batch, expected, wait_for)
 }
 
 /// Appends to `active` or a later segment, at which `active` is left.
@@ -148,14 +148,14 @@ fn append_on<S: AppendValues + ?Sized>(
     active: &mut Arc<Active>,
     batch: Batch<'_, S>,
     expected: Option<u64>,
-    may_block: MayBlock,
+    wait_for: WaitFor,
 ) -> Result<u64, Error> {
     let mut turn = Turn::new(shared.roll.line());
     loop {
-        if let Some(offset) = try_append_here(shared, active, batch, expected, may_block)? {
+        if let Some(offset) = try_append_here(shared, active, batch, expected, wait_for)? {
             return Ok(offset);
         }
-        *active = shared.next_active(active, batch.needs(), may_block, &mut turn)?;
+        *active = shared.next_active(active, batch.needs(), wait_for, &mut turn)?;
     }
 }
 
@@ -173,7 +173,7 @@ fn try_append_here<S: AppendValues + ?Sized>(
     active: &Arc<Active>,
     batch: Batch<'_, S>,
     expected: Option<u64>,
-    may_block: MayBlock,
+    wait_for: WaitFor,
 ) -> Result<Option<u64>, Error> {
     if let Some(full) = shared.flush.full() {
         shared.writable()?;
@@ -201,7 +201,7 @@ fn try_append_here<S: AppendValues + ?Sized>(
             shared.flush.wake_if_idle(LINGER);
             shared.run_ahead(active);
             if shared.options.durability == Durability::Memory {
-                shared.publish(active, first + u64::from(batch.records()), may_block)?;
+                shared.publish(active, first + u64::from(batch.records()), wait_for)?;
             }
             Ok(Some(first))
         }
@@ -219,18 +219,18 @@ impl Shared {
     /// Waits for earlier appends that are still copying, so that what this append acknowledges can be read. If it may
     /// not wait, the next append does this, or else the flusher. If the log fails meanwhile, what becomes of the records is
     /// not known.
-    fn publish(&self, active: &Arc<Active>, to: u64, may_block: MayBlock) -> Result<(), Error> {
+    fn publish(&self, active: &Arc<Active>, to: u64, wait_for: WaitFor) -> Result<(), Error> {
         self.help_publish(&active.segment, &active.chunk, to);
-        if self.published.get() >= to || may_block == MayBlock::Never {
+        if self.published.get() >= to || wait_for == WaitFor::Nothing {
             return Ok(());
         }
         // The gap may be in an earlier segment, and whoever fills it may not have to go further than its own records.
         // So this goes on from where `published` is, and not from this append's segment.
         let backoff = Backoff::new();
-        while !self.is_published(to - 1) {
+        while !self.publish_up_to(to - 1) {
             let ended = self.check_not_ended();
             if ended.is_err() {
-                return unless_reached(ended, || self.is_published(to - 1));
+                return unless_reached(ended, || self.publish_up_to(to - 1));
             }
             backoff.snooze();
         }
@@ -239,7 +239,7 @@ impl Shared {
 
     /// Whether all records up to `offset`, which has been appended, are in memory; raises `published` as far as that
     /// can be: appenders of some logs do not do so themselves.
-    pub(super) fn is_published(&self, offset: u64) -> bool {
+    pub(super) fn publish_up_to(&self, offset: u64) -> bool {
         self.published.advance(self.durable.get()); // and so past all chunks that were released
         let from = self.published.get();
         if from > offset {

@@ -7,7 +7,7 @@
 //!
 //! Retention uses times that are plausible. A record's time in the future is not: the record is older than the segment
 //! after it ([`newest`]). If the clock leaps ahead, compared with the time that the process has measured itself, it is
-//! trusted only after it has stayed there for [`PATIENCE`] ([`TrustedTime`]): until then, nothing is dropped that only this
+//! trusted only after it has stayed there for [`LEAP_TRUSTED_AFTER`] ([`TrustedTime`]): until then, nothing is dropped that only this
 //! clock makes too old.
 
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
@@ -21,7 +21,7 @@ const LEAP_MILLIS: u64 = 60_000;
 /// the clock, in milliseconds.
 const IDLE_MILLIS: u64 = 24 * 3600 * 1000;
 /// How long a clock that leapt ahead must stay there before it is trusted.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const LEAP_TRUSTED_AFTER: Duration = Duration::from_secs(3600);
 
 /// Advances the time of a segment to `now`; `age` is in milliseconds since it was `created`. Returns whether the clock
 /// is so far behind the segment's time that another segment must begin.
@@ -67,7 +67,7 @@ impl TrustedTime {
         let expected = state.time.saturating_add(elapsed.saturating_sub(state.at).as_millis() as u64);
         if now > expected.saturating_add(LEAP_MILLIS) {
             let since = *state.ahead.get_or_insert(elapsed);
-            if elapsed.saturating_sub(since) < PATIENCE {
+            if elapsed.saturating_sub(since) < LEAP_TRUSTED_AFTER {
                 return expected;
             }
             tracing::warn!(expected, now, "the clock has leapt ahead, and is trusted from now on");
@@ -81,7 +81,7 @@ impl TrustedTime {
     /// this was long ago, and it has not been watched for long enough to be sure.
     pub(super) fn may_be_wrong(&self, newest: u64, now: u64, elapsed: Duration) -> bool {
         let watched = lock(&self.0).map_or(Duration::ZERO, |state| elapsed.saturating_sub(state.begun));
-        now > newest.saturating_add(IDLE_MILLIS) && watched < PATIENCE
+        now > newest.saturating_add(IDLE_MILLIS) && watched < LEAP_TRUSTED_AFTER
     }
 }
 

@@ -372,7 +372,7 @@ impl Cursors {
     }
 
     /// Whether the file is being written.
-    pub(super) fn are_written(&self) -> bool {
+    pub(super) fn is_writing_file(&self) -> bool {
         try_lock(&self.file).is_none()
     }
 

@@ -86,7 +86,7 @@ impl Log {
             if attempt > 0 {
                 std::thread::sleep(LOOK_PAUSE);
             }
-            self.writable().is_err() || !self.shared.roll.is_busy() && !self.shared.cursors.are_written()
+            self.writable().is_err() || !self.shared.roll.is_busy() && !self.shared.cursors.is_writing_file()
         })
     }
 

@@ -4,7 +4,7 @@ use super::{
     Error, Shared,
     append::append,
     line::PlaceInLine,
-    room::MayBlock,
+    room::WaitFor,
     wait::{Frontier, Ticket, unless_reached},
 };
 use crate::sync::Arc;
@@ -186,7 +186,7 @@ impl<V: AsRef<[u8]>> Future for AppendAsync<V> {
             }
             room.seen = room.shared.roll.line().events();
             // The caller's code runs before anything is reserved.
-            let done = append(&room.shared, &[value.as_ref()], None, MayBlock::ForCopies);
+            let done = append(&room.shared, &[value.as_ref()], None, WaitFor::Copies);
             if !matches!(done, Err(Error::WouldBlock)) {
                 room.shared.roll.line().leave(&mut room.place); // it is the next one's turn
                 return Poll::Ready(done);

@@ -27,7 +27,7 @@ use super::{
     Error, Log, Payload, append,
     append::Extended,
     limits::{PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES},
-    room::MayBlock,
+    room::WaitFor,
 };
 use crate::{
     chunk::AppendValues,
@@ -35,8 +35,9 @@ use crate::{
 };
 use block::{block, set_count};
 use file::Saved;
+use serde::{Deserialize, Serialize};
 pub(crate) use table::Content;
-use table::{KnownProducer, StoredBatch, Table};
+use table::{KnownProducer, Table};
 
 /// Which producer sends a batch, and which of its batches it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,20 +81,21 @@ pub struct BegunEpoch {
     /// The last epoch that has batches, and its last 5 batches, oldest first: they show what became of a batch that was
     /// sent and not answered. If there never were any batches, the first epoch that the log knows, and an empty list.
     /// `None` if the log did not know the producer.
-    pub earlier: Option<(u32, Vec<EarlierBatch>)>,
+    pub earlier: Option<(u32, Vec<StoredBatch>)>,
 }
 
-/// A batch that a producer has stored in an earlier epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A batch that a producer has stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct EarlierBatch {
+pub struct StoredBatch {
     /// Its number in its epoch.
     pub sequence: u64,
     /// The offset of its first record.
     pub first_offset: u64,
     /// The number of its records.
     pub count: u64,
-    /// The checksum of its [`Content`]; `None` if the log does not have it.
+    /// [`Content`] of its values; `None` if the batch was stored by an early version, or a record of it is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<u32>,
 }
 
@@ -159,7 +161,7 @@ impl Log {
         payloads: &[Payload<'_>],
         expected_next: Option<u64>,
     ) -> Result<Produced, Error> {
-        self.try_append_values_once(batch, payloads, expected_next, MayBlock::ForCopies)
+        self.try_append_values_once(batch, payloads, expected_next, WaitFor::Copies)
     }
 
     /// Like [`try_append_once`](Self::try_append_once), with values that need not be in one list, and a caller that decides
@@ -169,7 +171,7 @@ impl Log {
         batch: &ProducerBatch<'_>,
         values: &S,
         expected_next: Option<u64>,
-        may_block: MayBlock,
+        wait_for: WaitFor,
     ) -> Result<Produced, Error> {
         check_id(batch.id)?;
         if batch.mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) {
@@ -199,7 +201,7 @@ impl Log {
             return Ok(Produced { first_offset, count, repeated: true });
         }
         let all = Extended { first: &extended, values };
-        let first_offset = append::append(&self.shared, &all, expected_next, may_block)?;
+        let first_offset = append::append(&self.shared, &all, expected_next, wait_for)?;
         let stored = StoredBatch { sequence: batch.sequence, first_offset, count, content: Some(content.0) };
         table.note(batch, stored, self.shared.env.machine.now());
         Ok(Produced { first_offset, count, repeated: false })
@@ -298,10 +300,10 @@ impl Producers {
     }
 
     /// [`file`](Self::file); where it may not block, [`Error::WouldBlock`] if it is locked.
-    fn file_for(&self, may_block: MayBlock) -> Result<MutexGuard<'_, Saved>, Error> {
+    fn file_for(&self, wait_for: WaitFor) -> Result<MutexGuard<'_, Saved>, Error> {
         match try_lock(&self.file) {
             Some(held) => Ok(held),
-            None if may_block.waits_for_disk() => Ok(self.file()),
+            None if wait_for.waits_for_disk() => Ok(self.file()),
             None => Err(Error::WouldBlock),
         }
     }

@@ -82,7 +82,7 @@ impl Shared {
     }
 
     /// Whether reading `offset` needs no disk access, because the record is in memory or not visible yet.
-    pub(super) fn is_in_memory(&self, offset: u64) -> bool {
+    pub(super) fn reads_without_disk(&self, offset: u64) -> bool {
         let in_chunk = |segment: Arc<Segment>| segment.chunk.load_full().is_some();
         offset >= self.visible().get() || self.chain.load().locate(offset).is_none_or(in_chunk)
     }
@@ -215,15 +215,15 @@ impl Reader {
         self.read_next()
     }
 
-    /// Whether reading the next record needs no disk access, also if there is none yet. The chunk or file found is kept
-    /// until the reader moves elsewhere, or [releases](Self::release) it.
+    /// Moves to the next record, and returns whether reading it needs no disk access, also if there is none yet. The chunk
+    /// or file found is kept until the reader moves elsewhere, or [releases](Self::release) it.
     #[cfg(feature = "server")]
-    pub(crate) fn is_in_memory(&mut self) -> bool {
+    pub(crate) fn next_without_disk(&mut self) -> bool {
         let offset = self.next;
         if (self.from..self.until).contains(&offset) {
             return matches!(self.source, Some(ReadSource::Hot(..)));
         }
-        if !self.shared.is_in_memory(offset) {
+        if !self.shared.reads_without_disk(offset) {
             return false;
         }
         let found = self.find(offset);

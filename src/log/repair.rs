@@ -167,7 +167,7 @@ fn repair_segment(
     if segment.has_unreadable_zeros && kept.is_none() {
         write_zeros(disk, path).map_err(Error::io("write", path))?;
     }
-    if let State::Unsealed(scan) = &segment.state {
+    if let State::Unfinished(scan) = &segment.state {
         let mut summary = scan.summary();
         summary.last_crc = segment.footer_crc().or(summary.last_crc);
         let seal = || sealed::seal(&*disk.open(path, true)?, header, summary, scan.positions.iter().copied());
@@ -232,16 +232,18 @@ fn rewrite(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment, mended: &Mend
     let bytes = if let Mended::InPart(bytes) = mended { &bytes[..] } else { &region[..] };
     let positions: Vec<Option<u32>> = match &segment.state {
         State::Damaged(wreck) => wreck.survivors.iter().collect(),
-        State::Unsealed(scan) | State::Open(_, scan) => scan.positions.iter().copied().map(Some).collect(),
+        State::Unfinished(scan) | State::Active(_, scan) => {
+            scan.positions.iter().copied().map(Some).collect()
+        }
         State::Sealed(footer) => {
-            let frames = &bytes[..footer.words as usize * WORD];
+            let frames = &bytes[..frame::in_bytes(footer.words)];
             crate::segment::scan::scan(frames, segment.header.key()).positions.into_iter().map(Some).collect()
         }
     };
     let mut time = 0;
     let frames = positions.iter().enumerate().map(|(record, position)| {
         let kept =
-            position.and_then(|word| frame::decode(&bytes[word as usize * WORD..], segment.header.key()));
+            position.and_then(|word| frame::decode(&bytes[frame::in_bytes(word)..], segment.header.key()));
         let Some(kept) = kept else { return (lost(record as u32, time), &[][..]) };
         time = kept.frame.time;
         (kept.stamp(), kept.frame.body)
@@ -268,7 +270,7 @@ fn write<'a>(
         }
         scan.times.1 = scan.times.1.max(stamp.time);
         scan.positions.push((start / WORD) as u32);
-        bytes.resize(start + frame::words(value.len()) as usize * WORD, 0);
+        bytes.resize(start + frame::in_bytes(frame::words(value.len())), 0);
         frame::encode(&mut bytes[start..], header.key(), stamp, value);
         scan.last_crc = Some(frame::claimed_crc(&bytes[start..], header.key()).0);
     }

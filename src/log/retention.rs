@@ -5,12 +5,12 @@ use super::{
     chain::{Chain, newest},
 };
 #[cfg(feature = "store")]
-use super::{LOOKS, room::MayBlock};
+use super::{LOOKS, room::WaitFor};
 use crate::sync::Arc;
 use std::time::Duration;
 
 /// How often [`Log::retain`] looks whether the last segment has ended, for a second in all.
-const PATIENCE: u32 = 100;
+const ROLL_ATTEMPTS: u32 = 100;
 
 /// What a log keeps. Whole segments that exceed one of the limits are dropped, oldest first. The size limit never drops the
 /// segment being written, nor the last one with records. The age limit may drop every record: only the next offset is then
@@ -49,7 +49,7 @@ impl Log {
     /// # Errors
     /// As [`trim`](Self::trim).
     pub fn retain(&self, retention: Retention) -> Result<u64, Error> {
-        self.shared.end_expired(retention, PATIENCE);
+        self.shared.roll_expired(retention, ROLL_ATTEMPTS);
         let before = self.shared.retained_from(retention);
         if self.is_trimmed_to(before) { Ok(before) } else { self.trim(before) }
     }
@@ -61,10 +61,10 @@ impl Log {
     /// As [`retain`](Self::retain); [`Error::WouldBlock`] if it continues, or has to wait for the disk.
     #[cfg(feature = "store")]
     pub(crate) fn retain_soon(&self, retention: Retention) -> Result<u64, Error> {
-        let has_ended = self.shared.end_expired(retention, LOOKS);
+        let has_ended = self.shared.roll_expired(retention, LOOKS);
         let before = self.shared.retained_from(retention);
         if !self.is_trimmed_to(before) {
-            self.shared.trim_soon(self.save_producers_before(before, MayBlock::Never)?)?;
+            self.shared.trim_soon(self.save_producers_before(before, WaitFor::Nothing)?)?;
         }
         if has_ended { Ok(self.first_offset()) } else { Err(Error::WouldBlock) }
     }
@@ -98,18 +98,18 @@ impl Shared {
     }
 
     /// Whether all records of the log are too old, and the last segment that has some is still to be
-    /// [ended](Self::last_to_end).
+    /// [ended](Self::last_to_roll).
     fn is_last_expired(&self, Retention { age, .. }: Retention) -> bool {
         let now = self.trusted_now();
         let Some(oldest) = age.and_then(|age| self.oldest(now, age)) else { return false };
         let is_old = |(chain, last): (Arc<Chain>, usize)| newest(&chain.segments[last..], now) < oldest;
-        self.last_to_end(self.next_offset()).is_some_and(is_old)
+        self.last_to_roll(self.next_offset()).is_some_and(is_old)
     }
 
     /// The last segment that has records, as its chain and its place in it, if it cannot be dropped yet: it is not
     /// sealed, or the segment after it has no file. `None` if it can be dropped, if the log does not end at `end` with
     /// everything durable, or if it cannot be written to.
-    fn last_to_end(&self, end: u64) -> Option<(Arc<Chain>, usize)> {
+    fn last_to_roll(&self, end: u64) -> Option<(Arc<Chain>, usize)> {
         let chain = self.chain.load_full();
         let last = chain.segments.iter().rposition(|segment| segment.base() < end)?;
         let is_begun = last + 1 < chain.segments.len(); // the one after it
@@ -120,25 +120,25 @@ impl Shared {
 
     /// Ends the last segment that has records, and begins the next one, if [all are too old](Self::is_last_expired).
     /// Returns whether there is nothing left to do of this; the rest is done in the background.
-    fn end_expired(&self, retention: Retention, attempts: u32) -> bool {
-        self.end_last(attempts, || self.is_last_expired(retention))
+    fn roll_expired(&self, retention: Retention, attempts: u32) -> bool {
+        self.roll_last(attempts, || self.is_last_expired(retention))
     }
 
-    /// Ends the last segment if the log ends at `end`; returns as [`end_expired`](Self::end_expired) does.
-    pub(super) fn end_at(&self, end: u64) -> bool {
-        self.end_last(PATIENCE, || self.last_to_end(end).is_some())
+    /// Ends the last segment if the log ends at `end`; returns as [`roll_expired`](Self::roll_expired) does.
+    pub(super) fn roll_at(&self, end: u64) -> bool {
+        self.roll_last(ROLL_ATTEMPTS, || self.last_to_roll(end).is_some())
     }
 
     /// Ends the last segment that has records and begins the next one, in up to `attempts` tries while `is_to_be_done`
     /// returns true.
-    fn end_last(&self, attempts: u32, is_to_be_done: impl Fn() -> bool) -> bool {
+    fn roll_last(&self, attempts: u32, is_to_be_done: impl Fn() -> bool) -> bool {
         for _ in 0..attempts {
             if !is_to_be_done() {
                 return true;
             }
             let active = self.active.load_full();
             if active.chunk.reserved() > 0 || active.chunk.end().is_some() {
-                if self.roll.is_refused() && !self.roll.is_ready() {
+                if self.roll.cannot_prepare() && !self.roll.is_ready() {
                     return true; // no room for the next segment: nothing can be done now
                 }
                 self.roll_if_ready(&active);

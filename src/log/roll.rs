@@ -198,8 +198,8 @@ impl Roller {
         self.spares.is_ready()
     }
 
-    /// Whether the last attempt to make a spare segment failed.
-    pub(super) fn is_refused(&self) -> bool {
+    /// Whether the last attempt to make a spare segment has failed.
+    pub(super) fn cannot_prepare(&self) -> bool {
         self.spares.has_failed()
     }
 
@@ -253,12 +253,6 @@ impl Roller {
     /// An append finds the active chunk full, and has to wait for the next.
     pub(super) fn found_full(&self, now: Duration) {
         self.spares.growth.found_full(now);
-    }
-
-    /// Whether the last attempt to make a spare segment has failed.
-    #[cfg(feature = "store")]
-    pub(super) fn cannot_prepare(&self) -> bool {
-        self.spares.has_failed()
     }
 
     /// Whether the memory for records not yet written is used up, as the last attempt to make a spare segment found.
@@ -317,10 +311,10 @@ impl Shared {
         }
     }
 
-    /// Makes the spare segment the successor of the active one, whose newest record has the time `newest`.
-    /// `predecessor` says which record comes before the first one of the successor. Its backing notes that now if that
+    /// Takes the spare segment and makes a segment of it, for [`install_successor`] to link behind the active one, whose
+    /// newest record has the time `newest`. `predecessor` says which record comes before the first one of the successor. Its backing notes that now if that
     /// record is published; if not, `predecessor` is unknown, and the flusher notes it when it comes to the successor.
-    pub(super) fn successor(
+    pub(super) fn segment_from_spare(
         &self,
         base: u64,
         needs: u64,

@@ -22,26 +22,26 @@ use std::time::{Duration, Instant};
 /// What a call may wait for. There are two things that an append may have to wait for: room for its records; and, in a log
 /// that acknowledges in memory, copies that earlier appends have begun, because readers see its records only after those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MayBlock {
+pub(crate) enum WaitFor {
     /// Waits for room and for copies, however long that takes.
-    Always,
+    Anything,
     /// Waits for copies, and at most [`PREPARING`] for a segment that is being prepared. Without room on the disk or in
     /// memory, it returns [`Error::WouldBlock`].
-    ForNextSegment,
+    NextSegment,
     /// Waits for copies only: mostly microseconds, and milliseconds after a batch of many MiB. Without room, it returns
     /// [`Error::WouldBlock`].
-    ForCopies,
+    Copies,
     /// Does not wait. Without room, it returns [`Error::WouldBlock`]. Readers may not see the records yet on return:
     /// [`Log::is_published`] says whether they do.
-    Never,
+    Nothing,
 }
 
-impl MayBlock {
+impl WaitFor {
     /// Whether it waits for room, and so for the disk, however long that takes.
     pub(super) fn waits_for_disk(self) -> bool {
         match self {
-            Self::Always => true,
-            Self::ForNextSegment | Self::ForCopies | Self::Never => false,
+            Self::Anything => true,
+            Self::NextSegment | Self::Copies | Self::Nothing => false,
         }
     }
 }
@@ -58,7 +58,7 @@ impl Shared {
         &self,
         closed: &Arc<Active>,
         needs: u64,
-        may_block: MayBlock,
+        wait_for: WaitFor,
         turn: &mut Turn<'_>,
     ) -> Result<Arc<Active>, Error> {
         let backoff = Backoff::new();
@@ -76,7 +76,7 @@ impl Shared {
             let predecessor = || {
                 active.chunk.end().map_or(Predecessor::Unknown, |end| active.chunk.predecessor(end.records))
             };
-            let make = |base| self.successor(base, needs, newest(), predecessor());
+            let make = |base| self.segment_from_spare(base, needs, newest(), predecessor());
             if install_successor(&self.active, &active, make, unused, || self.flush.kick()) {
                 stats::rolled();
                 self.roll.line().bump();
@@ -95,7 +95,7 @@ impl Shared {
             if let Some(refused) = self.roll.refused_lately(self.env.machine.elapsed()) {
                 return Err(refused);
             }
-            let until = self.waits_until(may_block, turn, &mut waits_since)?;
+            let until = self.waits_until(wait_for, turn, &mut waits_since)?;
             turn.park(seen, || self.stopping.load(Ordering::SeqCst), until);
         }
     }
@@ -104,21 +104,20 @@ impl Shared {
     /// append began to wait.
     fn waits_until(
         &self,
-        may_block: MayBlock,
+        wait_for: WaitFor,
         turn: &Turn<'_>,
         since: &mut Option<Duration>,
     ) -> Result<Option<Instant>, Error> {
         // In a simulation nobody makes room while this thread waits.
-        if may_block.waits_for_disk() && !self.env.machine.advance_simulated(PREPARING) {
+        if wait_for.waits_for_disk() && !self.env.machine.advance_simulated(PREPARING) {
             stats::found_no_room();
             return Ok(None);
         }
         let now = self.env.machine.elapsed();
         let left = PREPARING.saturating_sub(now.saturating_sub(*since.get_or_insert(now)));
         // Behind others it would wait for their turns, which may need this very thread.
-        let waits = may_block == MayBlock::ForNextSegment
-            && !self.roll.is_short_of_memory()
-            && !turn.would_be_behind();
+        let waits =
+            wait_for == WaitFor::NextSegment && !self.roll.is_short_of_memory() && !turn.would_be_behind();
         if !waits || left.is_zero() || self.env.machine.advance_simulated(left) {
             stats::found_no_room();
             return Err(Error::WouldBlock);
@@ -134,33 +133,6 @@ impl Shared {
         }
         active.chunk.close();
         let mut turn = Turn::new(self.roll.line());
-        let _ = self.next_active(active, 0, MayBlock::Never, &mut turn); // another thread may have done it, or the log has stopped
-    }
-
-    /// Ends the active segment, if it has records, and waits until it is sealed; returns the offset at which the next
-    /// begins.
-    pub(super) fn roll(&self) -> Result<u64, Error> {
-        self.writable()?;
-        let active = self.active.load_full();
-        // Looked at once: a record that comes after this is after the end, with the segment that it is in.
-        let mut end = active.segment.base();
-        if active.chunk.reserved() > 0 {
-            active.chunk.close();
-            let mut turn = Turn::new(self.roll.line());
-            self.next_active(&active, 0, MayBlock::Always, &mut turn)?;
-            end += u64::from(active.chunk.reserved());
-        }
-        if let Some(last) = end.checked_sub(1) {
-            self.wait_durable(last)?;
-        }
-        let is_open = |segment: &Arc<Segment>| segment.base() < end && segment.sealed.get().is_none();
-        while self.chain.load().segments.iter().any(is_open) {
-            self.writable()?;
-            self.flush.kick(); // the flusher leaves the segment, which queues it for sealing
-            self.env.flushers.help();
-            self.env.maintenance.help();
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(end)
+        let _ = self.next_active(active, 0, WaitFor::Nothing, &mut turn); // another thread may have done it, or the log has stopped
     }
 }

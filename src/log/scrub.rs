@@ -103,7 +103,8 @@ fn scrub(
     let checked = match &file {
         Some(file) => {
             // A file that nobody needs any more takes room as long as it is open.
-            let is_needed = || log().is_none_or(|shared| shared.has(base) && !shared.ending.is_displaced());
+            let is_needed =
+                || log().is_none_or(|shared| shared.has_segment(base) && !shared.ending.is_displaced());
             let pace = &mut |bytes| pace(bytes) && is_needed();
             check::check(&**file, &expected, pace).map_err(Error::io("read", &path))?
         }
@@ -117,7 +118,7 @@ fn scrub(
     let shared = log().ok_or(Error::Closed)?;
     shared.check_same_files()?;
     match checked.findings {
-        _ if !shared.has(base) => {}
+        _ if !shared.has_segment(base) => {}
         Some(findings) => {
             stats::scrub_found(findings.iter().map(|finding| u64::from(finding.count())).sum());
             scrubbed.damage = damage(findings, base, &path);
@@ -175,7 +176,7 @@ impl Shared {
     }
 
     /// Whether the segment that begins at `base` has not been trimmed.
-    fn has(&self, base: u64) -> bool {
+    fn has_segment(&self, base: u64) -> bool {
         self.first_offset() <= base
     }
 

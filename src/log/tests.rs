@@ -215,8 +215,8 @@ fn a_peek_at_a_record_agrees_with_reading_it() {
             reader.release();
         }
         reader.seek(offset);
-        let hot = log.is_in_memory(offset);
-        assert_eq!(reader.is_in_memory(), hot, "{offset}");
+        let hot = log.reads_without_disk(offset);
+        assert_eq!(reader.next_without_disk(), hot, "{offset}");
         let ahead = reader.peek().unwrap().unwrap();
         assert_eq!((ahead.hot, reader.offset()), (hot, offset));
         if offset == 3 {
@@ -237,7 +237,9 @@ fn a_peek_at_a_record_agrees_with_reading_it() {
     }
     reader.seek(200);
     assert!(
-        reader.is_in_memory() && reader.peek().unwrap().is_none() && reader.read_one().unwrap().is_none()
+        reader.next_without_disk()
+            && reader.peek().unwrap().is_none()
+            && reader.read_one().unwrap().is_none()
     );
 }
 

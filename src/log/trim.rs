@@ -9,15 +9,15 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::{collections::VecDeque, io, time::Duration};
 #[cfg(feature = "store")]
 use {
-    super::{LOOK_PAUSE, LOOKS, room::MayBlock},
+    super::{LOOK_PAUSE, LOOKS, room::WaitFor},
     crossbeam::channel::TryRecvError,
 };
 
 /// Files that are removed at once: in between, the maintenance task does its other work.
-const SLICE: usize = 8;
+const FILES_PER_SLICE: usize = 8;
 
 /// How long [`Log::trim_all`] waits for the last records to be durable.
-const PATIENCE: Duration = Duration::from_secs(5);
+const MAX_WAIT_FOR_LAST: Duration = Duration::from_secs(5);
 
 /// Segments that have left the chain, and whose files are still to be removed.
 #[derive(Default)]
@@ -59,32 +59,6 @@ impl Trimmer {
 }
 
 impl Log {
-    /// Ends the segment that is being written, and returns the offset at which the next one begins: that of the next
-    /// record. Waits until everything before it is durable, and sealed. Each call makes a segment, unless the last one has
-    /// no record.
-    ///
-    /// To checkpoint: call `roll`, append a record that describes the checkpoint, wait until it is durable, then
-    /// [`trim`](Self::trim) to the returned offset.
-    ///
-    /// # Errors
-    /// As [`append`](Self::append), and as [`wait_durable`](Self::wait_durable).
-    ///
-    /// # Example
-    /// ```
-    /// # fn main() -> Result<(), millstream::Error> {
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
-    /// log.append_batch_from(["a", "b", "c"])?;
-    /// let from = log.roll()?;
-    /// log.append_wait(b"all before this is in the database")?;
-    /// assert_eq!(log.trim(from)?, 3);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn roll(&self) -> Result<u64, Error> {
-        self.shared.roll()
-    }
-
     /// Drops whole segments whose records are all below `before`, and returns the first offset that is left. Durable on
     /// return. Readers that hold records keep them.
     ///
@@ -95,7 +69,7 @@ impl Log {
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
     pub fn trim(&self, before: u64) -> Result<u64, Error> {
         #[cfg(feature = "store")]
-        let before = self.save_producers_before(before, MayBlock::Always)?;
+        let before = self.save_producers_before(before, WaitFor::Anything)?;
         self.shared.trim(before)
     }
 
@@ -126,9 +100,9 @@ impl Log {
             && before == end
             && self.first_offset() < end
             && self.writable().is_ok()
-            && self.shared.wait_durable_for(last, PATIENCE)?
+            && self.shared.wait_durable_for(last, MAX_WAIT_FOR_LAST)?
         {
-            self.shared.end_at(end);
+            self.shared.roll_at(end);
         }
         self.trim(before)
     }
@@ -215,14 +189,14 @@ impl Shared {
         }
         // Held over both steps: when several threads trim at once, files go in the order in which they were hidden.
         let mut removals = lock(&self.trimmer.removals);
-        self.hide(before, &mut removals);
-        Ok(self.remove(&mut removals)?.then(|| self.first_offset()))
+        self.unlink_segments(before, &mut removals);
+        Ok(self.remove_files(&mut removals)?.then(|| self.first_offset()))
     }
 
     /// Takes out of the chain the segments whose records are all below `before`. The last one with records on the disk
     /// stays unless its successor has a file: a file must say which offset is next, and without one, memory that
     /// continues the log is recognised only by the frame before it.
-    fn hide(&self, before: u64, removals: &mut Removals) {
+    fn unlink_segments(&self, before: u64, removals: &mut Removals) {
         let (chain, durable) = (self.chain.load_full(), self.durable.get());
         let last = chain.segments.last().map_or(0, |last| last.base()); // it has its file
         let ended = |segment: &Segment| {
@@ -250,11 +224,11 @@ impl Shared {
     }
 
     /// Removes some files of trimmed segments; returns whether none is left.
-    fn remove(&self, removals: &mut Removals) -> Result<bool, Error> {
+    fn remove_files(&self, removals: &mut Removals) -> Result<bool, Error> {
         if let Some(error) = &removals.failed {
             return Err(error.clone());
         }
-        for _ in 0..SLICE {
+        for _ in 0..FILES_PER_SLICE {
             let Some(&base) = removals.files.front() else { break };
             if self.opened_full.is_some() && self.has_stopped() {
                 self.writable()?; // it was closed, deleted, or replaced by another opening: the files are another log's

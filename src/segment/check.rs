@@ -9,11 +9,11 @@ use super::{
     FRAMES,
     header::Header,
     region::Region,
-    sealed::{Footer, Looked, footer_at, index_at},
+    sealed::{Footer, Searched, footer_at, index_at},
 };
 use crate::{
     disk::{Aligned, BLOCK, File, salvage},
-    frame::{self, Key, WORD},
+    frame::{self, Key},
 };
 use std::{io, ops::Range};
 
@@ -193,9 +193,9 @@ impl Checker<'_> {
             }
             if held.len() < length + run {
                 // At once for all of a large record, so that it is not copied for each run of it.
-                let begun = walk.word as usize * WORD - at;
+                let begun = frame::in_bytes(walk.word) - at;
                 let words = frame::peek_words(&held[begun..length]).unwrap_or(0);
-                let record = (begun + words as usize * WORD).next_multiple_of(BLOCK as usize).min(end - at);
+                let record = (begun + frame::in_bytes(words)).next_multiple_of(BLOCK as usize).min(end - at);
                 held = copy(&held[..length], record.max(length + run))?;
             }
             if !self.read(&mut held[length..length + run], FRAMES + next as u64)?.is_empty() {
@@ -206,7 +206,7 @@ impl Checker<'_> {
                 return Ok(None);
             }
             // What is left of this part is the beginning of a frame, and what precedes that in its block.
-            let passed = ((walk.word as usize * WORD - at) / BLOCK as usize * BLOCK as usize).min(length);
+            let passed = ((frame::in_bytes(walk.word) - at) / BLOCK as usize * BLOCK as usize).min(length);
             if held.len() > 2 * READ_BYTES && length - passed <= READ_BYTES {
                 held = copy(&held[passed..length], 2 * READ_BYTES)?; // the memory of a large record is not kept
             } else {
@@ -225,7 +225,7 @@ impl Checker<'_> {
         let end = if is_damaged { u64::MAX } else { index_at(words) };
         let end = self.file.len()?.min(end);
         let frames = Region::read_with(end, READ_BYTES, |run, position| self.read(run, position))?;
-        let looked = Looked::among(&frames, records, header.key());
+        let looked = Searched::among(&frames, records, header.key());
         let unreadable = !frames.unreadable().is_empty();
         let missing = looked.missing();
         if unreadable && missing.is_empty() {
@@ -320,14 +320,14 @@ impl Walk {
     /// is not what it must be.
     fn go_on(&mut self, bytes: &[u8], at: usize) -> bool {
         while self.record < self.records {
-            let rest = &bytes[self.word as usize * WORD - at..];
+            let rest = &bytes[frame::in_bytes(self.word) - at..];
             let Some(words) = frame::peek_words(rest) else { return true };
             let is_other = rest.len() >= frame::HEAD
                 && frame::head(rest, self.key).is_none_or(|head| head.record != self.record);
             if is_other || words > u64::from(self.words - self.word) {
                 return false;
             }
-            if rest.len() < words as usize * WORD {
+            if rest.len() < frame::in_bytes(words) {
                 return true;
             }
             let verified = frame::decode(rest, self.key).is_some_and(|found| found.record == self.record);

@@ -19,11 +19,11 @@ use std::{
 /// How much is zeroed at a time, and kept zeroed ahead of the frames. Writing to blocks that were written before takes
 /// two thirds of the time of a first write to reserved blocks, because the file system must record the latter in its
 /// journal as well (82 instead of 127 µs for 4 KiB).
-const AHEAD: u64 = 1 << 20;
+const ZEROED_AHEAD_BYTES: u64 = 1 << 20;
 /// The most that one system call writes.
-const MAX_WRITE: usize = 8 << 20;
+const MAX_WRITE_BYTES: usize = 8 << 20;
 /// The most zeros that one system call writes, when the end of a file is cut off.
-const ZEROS: usize = 4 << 20;
+const MAX_ZEROS_BYTES: usize = 4 << 20;
 
 thread_local! {
     /// Where the last block of a write is assembled.
@@ -49,7 +49,7 @@ pub(crate) const fn length(capacity: u64) -> u64 {
 
 /// The bytes that are not written again in a file whose frames take `words` words: the whole blocks of those.
 pub(crate) fn written(words: u32) -> Range<u64> {
-    FRAMES..FRAMES + u64::from(words) * frame::WORD as u64 / BLOCK * BLOCK
+    FRAMES..FRAMES + frame::in_bytes(words) as u64 / BLOCK * BLOCK
 }
 
 /// Whether this is a name that a file has before it is begun. Such a file is of no use after a crash.
@@ -88,8 +88,7 @@ pub(crate) fn write_header(file: &dyn File, header: &Header, durable: u32) -> io
 
 /// Writes whole blocks of the region of frames, beginning with byte `at` of it. Durable on return.
 pub(crate) fn write_blocks(file: &dyn File, blocks: &[u8], at: usize) -> io::Result<()> {
-    const WRITE_BYTES: usize = 8 << 20;
-    for (part, at) in blocks.chunks(WRITE_BYTES).zip((at..).step_by(WRITE_BYTES)) {
+    for (part, at) in blocks.chunks(MAX_WRITE_BYTES).zip((at..).step_by(MAX_WRITE_BYTES)) {
         file.write_at(&[IoSlice::new(part)], FRAMES + at as u64)?;
     }
     Ok(())
@@ -113,7 +112,7 @@ impl SegmentFile {
 
     /// The file of a segment that was begun earlier, whose frames take `words` words.
     pub(crate) fn resume(file: Box<dyn File>, path: PathBuf, capacity: u64, words: u32) -> Self {
-        let written = u64::from(words) * 8;
+        let written = frame::in_bytes(words) as u64;
         let progress = Progress { touched: written, written, zeroing: 0..0, no_room: false };
         let (path, progress) = (Mutex::new(path), Mutex::new(progress));
         Self { file, capacity, path, progress, zeroed: Condvar::new() }
@@ -172,20 +171,20 @@ impl SegmentFile {
         let start = from.bytes() / BLOCK * BLOCK;
         self.claim(start..to.bytes().next_multiple_of(BLOCK));
         let whole_end = to.bytes() / BLOCK * BLOCK;
-        let words = |bytes: Range<u64>| (bytes.start / 8) as u32..(bytes.end / 8) as u32;
+        let words = |bytes: Range<u64>| {
+            (bytes.start / frame::WORD as u64) as u32..(bytes.end / frame::WORD as u64) as u32
+        };
         let rest = chunk.bytes(words(whole_end..to.bytes()));
         let (frames, padding) = bounce.split_at_mut(rest.len());
         frames.copy_from_slice(rest);
         padding.fill(0);
 
-        let mut whole = chunk.bytes(words(start..whole_end.max(start)));
-        let mut at = FRAMES + start;
-        while whole.len() > MAX_WRITE {
-            let (now, later) = whole.split_at(MAX_WRITE);
-            self.file.write_at(&[IoSlice::new(now)], at)?;
-            at += now.len() as u64;
-            whole = later;
-        }
+        let whole = chunk.bytes(words(start..whole_end.max(start)));
+        // The last part is written together with what follows it.
+        let before = whole.len().saturating_sub(1) / MAX_WRITE_BYTES * MAX_WRITE_BYTES;
+        let (before, whole) = whole.split_at(before);
+        write_blocks(&*self.file, before, start as usize)?;
+        let at = FRAMES + start + before.len() as u64;
         match (whole.is_empty(), rest.is_empty()) {
             (true, true) => Ok(()),
             (false, true) => self.file.write_at(&[IoSlice::new(whole)], at),
@@ -207,7 +206,8 @@ impl SegmentFile {
     /// Whether writing zeros ahead would help the next small writes.
     pub(crate) fn wants_zeros(&self) -> bool {
         let progress = lock(&self.progress);
-        let wanted = progress.touched < self.capacity && progress.touched < progress.written + AHEAD / 2;
+        let wanted =
+            progress.touched < self.capacity && progress.touched < progress.written + ZEROED_AHEAD_BYTES / 2;
         wanted && !progress.no_room
     }
 
@@ -216,7 +216,7 @@ impl SegmentFile {
         let range = {
             let mut progress = lock(&self.progress);
             let start = progress.touched.max(progress.written).next_multiple_of(BLOCK);
-            let end = (start + AHEAD).min(self.capacity);
+            let end = (start + ZEROED_AHEAD_BYTES).min(self.capacity);
             if start >= end {
                 return Ok(());
             }
@@ -239,9 +239,9 @@ impl SegmentFile {
     /// or of files that had these blocks before. Durable on return. `frames` is what the file holds.
     pub(crate) fn zero_after(&self, frames: &[u8], words: u32) -> io::Result<()> {
         const SIZE: usize = BLOCK as usize;
-        let end = words as usize * 8;
+        let end = frame::in_bytes(words);
         let keep = end / SIZE * SIZE;
-        let mut zeros = Aligned::new(ZEROS)?;
+        let mut zeros = Aligned::new(MAX_ZEROS_BYTES)?;
         // The block in which the frames end.
         let mut first = &frames[keep..frames.len().min(keep + SIZE)];
         if first.iter().skip(end - keep).any(|&byte| byte != 0) {
@@ -258,7 +258,7 @@ impl SegmentFile {
                 continue;
             }
             let mut blocks = 1;
-            while blocks * SIZE < ZEROS && rest.next_if(|(_, block)| !is_zero(block)).is_some() {
+            while blocks * SIZE < MAX_ZEROS_BYTES && rest.next_if(|(_, block)| !is_zero(block)).is_some() {
                 blocks += 1;
             }
             let at = FRAMES + (keep + (n + 1) * SIZE) as u64;

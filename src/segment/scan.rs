@@ -37,7 +37,7 @@ impl Scan {
     pub(crate) fn first(mut self, bytes: &[u8], key: Key, records: u32) -> Self {
         let Some(&word) = self.positions.get(records as usize) else { return self };
         self.positions.truncate(records as usize);
-        let last = self.positions.last().and_then(|&at| bytes.get(at as usize * WORD..));
+        let last = self.positions.last().and_then(|&at| bytes.get(frame::in_bytes(at)..));
         self.words = word;
         self.times.1 = last.and_then(frame::parse).map_or(0, |last| last.time);
         self.last_crc = last.map(|last| frame::claimed_crc(last, key).0);
@@ -83,7 +83,7 @@ pub(super) mod tests {
         let mut bytes = Vec::new();
         for &(record, behind, flags) in stamps {
             let start = bytes.len();
-            bytes.resize(start + words(5) as usize * WORD, 0);
+            bytes.resize(start + frame::in_bytes(words(5)), 0);
             let stamp = Stamp { record, behind, time: u64::from(record) + 10, flags };
             encode(&mut bytes[start..], KEY, stamp, b"value");
         }

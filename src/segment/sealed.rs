@@ -49,7 +49,7 @@ pub(crate) struct Sealed {
     /// What a search through all frames has found, once the index or a frame did not verify. It is kept because the
     /// search takes long, and records that are missing may be asked for often. Locked for moments only: readers of
     /// records that are whole look here as well.
-    looked: Mutex<Option<Arc<Looked>>>,
+    looked: Mutex<Option<Arc<Searched>>>,
     /// Held by the reader that searches all frames for the first time; other readers that need the result wait for it.
     searching: Mutex<()>,
     /// Whether a reader is asking the disk again for what it could not read.
@@ -58,7 +58,7 @@ pub(crate) struct Sealed {
 
 /// The result of searching the frames themselves.
 #[derive(Debug)]
-pub(super) struct Looked {
+pub(super) struct Searched {
     survivors: Survivors,
     /// Bytes of the frames' region that cannot be read.
     unreadable: Vec<Range<usize>>,
@@ -254,10 +254,10 @@ pub(crate) fn next_readable(
 /// The head of the frame of `record` at a word, by a read of that alone; nothing is verified. `None` if it cannot be
 /// there, or cannot be read.
 pub(crate) fn head_at(file: &dyn File, words: u32, key: Key, record: u32, at: u32) -> Option<frame::Head> {
-    let left = words.saturating_sub(at) as usize * WORD;
+    let left = frame::in_bytes(words.saturating_sub(at));
     let mut bytes = [0; frame::HEAD];
     let bytes = &mut bytes[..frame::HEAD.min(left)];
-    file.read_at(bytes, FRAMES + u64::from(at) * WORD as u64).ok()?;
+    file.read_at(bytes, FRAMES + frame::in_bytes(at) as u64).ok()?;
     head_in(bytes, words, key, record, at)
 }
 
@@ -297,7 +297,7 @@ pub(crate) fn whereabouts(
 ) -> io::Result<Whereabouts> {
     let looked = lock(&sealed.looked).clone();
     let at = match looked.filter(|_| sealed.survivors.is_none()) {
-        Some(found) => looked_again(file, sealed, key, record, found)?.survivors.get(record),
+        Some(found) => search_again(file, sealed, key, record, found)?.survivors.get(record),
         None => indexed(file, sealed, record),
     };
     Ok(at.map_or(Whereabouts::Nowhere, Whereabouts::Indexed))
@@ -312,16 +312,16 @@ const GUESS: usize = 1024;
 
 /// Reads the frame at `position`; `false` if none fits before the end of the frames.
 fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> io::Result<bool> {
-    let left = (words.saturating_sub(position)) as usize * WORD;
+    let left = frame::in_bytes(words.saturating_sub(position));
     buf.resize(GUESS.min(left), 0);
-    let at = FRAMES + u64::from(position) * WORD as u64;
+    let at = FRAMES + frame::in_bytes(position) as u64;
     if file.read_at(buf, at).is_err() {
         // The unreadable part may lie after this frame.
         buf.truncate(frame::HEADER);
         file.read_at(buf, at)?;
     }
     let Some(frame_words) = frame::peek_words(buf) else { return Ok(false) };
-    let length = frame_words as usize * WORD;
+    let length = frame::in_bytes(frame_words);
     if length > left {
         return Ok(false);
     }
@@ -344,9 +344,9 @@ fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<O
     } else {
         let _searching = lock(&sealed.searching);
         let meanwhile = known();
-        if let Some(found) = meanwhile { found } else { look(file, sealed, key)? }
+        if let Some(found) = meanwhile { found } else { search(file, sealed, key)? }
     };
-    let found = looked_again(file, sealed, key, record, found)?;
+    let found = search_again(file, sealed, key, record, found)?;
     match &found.unreadable[..] {
         [bad, ..] if !found.has(record) => Err(io::Error::other(salvage::Unreadable(bad.clone()))),
         _ => Ok(found.survivors.get(record)),
@@ -354,13 +354,13 @@ fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<O
 }
 
 /// Repeats a search that has not found a record, if that may find it now.
-fn looked_again(
+fn search_again(
     file: &dyn File,
     sealed: &Sealed,
     key: Key,
     record: u32,
-    found: Arc<Looked>,
-) -> io::Result<Arc<Looked>> {
+    found: Arc<Searched>,
+) -> io::Result<Arc<Searched>> {
     if found.has(record) || found.unreadable.is_empty() {
         return Ok(found);
     }
@@ -369,23 +369,23 @@ fn looked_again(
     if !found.can_be_read(file) {
         return Ok(found);
     }
-    look(file, sealed, key)
+    search(file, sealed, key)
 }
 
 /// Searches all frames, and keeps what is found.
-fn look(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Arc<Looked>> {
-    let found = Arc::new(Looked::at(file, sealed, key)?);
+fn search(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Arc<Searched>> {
+    let found = Arc::new(Searched::at(file, sealed, key)?);
     *lock(&sealed.looked) = Some(Arc::clone(&found));
     Ok(found)
 }
 
 /// How many of the unreadable ranges are tried again for each record that is missing.
-const ASKED: usize = 8;
+const MAX_RETRIED_RANGES: usize = 8;
 
-impl Looked {
+impl Searched {
     fn at(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Self> {
         // What lies beyond the end of a file that was cut short is missing.
-        let end = file.len()?.min(FRAMES + u64::from(sealed.words) * WORD as u64);
+        let end = file.len()?.min(FRAMES + frame::in_bytes(sealed.words) as u64);
         Ok(Self::among(&Region::read(file, end, true)?, sealed.records, key))
     }
 
@@ -417,6 +417,6 @@ impl Looked {
             let sector = Aligned::new(salvage::SECTOR);
             sector.and_then(|mut sector| file.read_once(&mut sector[..salvage::SECTOR], FRAMES + at)).is_ok()
         };
-        self.unreadable.iter().take(ASKED).any(readable)
+        self.unreadable.iter().take(MAX_RETRIED_RANGES).any(readable)
     }
 }

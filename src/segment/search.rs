@@ -36,7 +36,7 @@ pub(crate) fn frames_from(bytes: &[u8], key: Key, from: u32, record: u32) -> Lat
             between.is_some_and(|words| words <= word - next_word)
         });
         let verified = found.filter(|found| {
-            let length = found.frame.words() as usize * WORD;
+            let length = frame::in_bytes(found.frame.words());
             let (crc, seed) = frame::claimed_crc(rest, key);
             crc == if length <= DIRECT {
                 crc32c::crc32c_append(seed, &rest[WORD..length])
@@ -159,8 +159,8 @@ mod tests {
     fn plainly(bytes: &[u8], from: u32, record: u32) -> Later {
         let mut later = Later::default();
         let (mut word, mut next, mut next_word) = (from, record, from);
-        while (word as usize * WORD) < bytes.len() {
-            let found = decode(&bytes[word as usize * WORD..], KEY);
+        while frame::in_bytes(word) < bytes.len() {
+            let found = decode(&bytes[frame::in_bytes(word)..], KEY);
             let Some(found) = found.filter(|found| {
                 found.record >= next && (found.record - next).saturating_mul(3) <= word - next_word
             }) else {
@@ -182,7 +182,7 @@ mod tests {
     fn piece() -> impl Strategy<Value = Vec<u8>> {
         let frame = (0..40u32, any::<u32>(), prop::collection::vec(any::<u8>(), 0..2000), any::<bool>());
         let frame = frame.prop_map(|(record, behind, value, whole)| {
-            let mut bytes = vec![0; words(value.len()) as usize * WORD];
+            let mut bytes = vec![0; frame::in_bytes(words(value.len()))];
             encode(&mut bytes, KEY, Stamp { record, behind, time: 5, flags: 0 }, &value);
             if !whole {
                 let at = bytes.len() / 2;

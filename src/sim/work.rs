@@ -15,7 +15,7 @@ use std::time::Duration;
 /// The names that logs have in a run.
 pub(super) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 /// The number of turns after which an append that still finds no room is considered stuck.
-const PATIENCE: usize = 400;
+const MAX_ATTEMPTS: usize = 400;
 
 /// What a scrub of all sealed segments of a log finds, and where they end.
 pub(super) fn scrub_all(log: &Log) -> Result<(Vec<Damage>, u64), Error> {
@@ -252,7 +252,7 @@ impl Simulation {
         process: &Process,
         mut attempt: impl FnMut() -> Result<T, Error>,
     ) -> Result<T, Error> {
-        for _ in 0..PATIENCE {
+        for _ in 0..MAX_ATTEMPTS {
             match attempt() {
                 Err(Error::WouldBlock) if !process.is_off() => {
                     process.world.turn(&mut self.random);

@@ -124,7 +124,7 @@ impl Entry {
     }
 
     /// The log, if it is open, and no clone of it has closed it or is closing it.
-    pub(super) fn usable(&self) -> Option<Arc<OpenLog>> {
+    pub(super) fn open_log(&self) -> Option<Arc<OpenLog>> {
         self.open.load_full().filter(|open| !open.is_closing())
     }
 

@@ -27,7 +27,7 @@ const RETENTIONS_PER_TURN: usize = 16;
 /// The shortest time between two openings of the same log for retention.
 const RETAINED_EVERY: Duration = Duration::from_secs(60);
 /// How long the housekeeper waits for a helper before it continues.
-const PATIENCE: Duration = Duration::from_millis(100);
+const MAX_WAIT_FOR_HELPER: Duration = Duration::from_millis(100);
 /// How many helpers may be held up before the housekeeper does without.
 const MAX_HELPERS: usize = 8;
 
@@ -85,7 +85,7 @@ impl Helpers {
         });
         match spawned {
             Ok(thread) => {
-                let _ = is_done.recv_timeout(PATIENCE); // nothing is sent: done, or too slow
+                let _ = is_done.recv_timeout(MAX_WAIT_FOR_HELPER); // nothing is sent: done, or too slow
                 threads.push(thread);
             }
             Err(error) => tracing::warn!(%error, "cannot start a thread that helps the housekeeper"),
@@ -124,7 +124,7 @@ impl Entry {
 }
 
 impl Inner {
-    /// Applies retention to closed logs for which it is time: see [`looked_at_every`].
+    /// Applies retention to closed logs for which it is time: see [`retention_interval`].
     pub(super) fn retain_closed(self: &Arc<Self>, helpers: &mut Helpers) {
         let now = self.now();
         let due: Vec<_> = {
@@ -156,7 +156,7 @@ impl Inner {
     fn retain(&self, name: &str, entry: &Arc<Entry>, now: u64) {
         let settings = self.settings(name);
         let every = match &settings {
-            Ok(settings) => looked_at_every(settings.retention()),
+            Ok(settings) => retention_interval(settings.retention()),
             Err(_) => Some(RETAINED_EVERY), // the error is reported to users of the log
         };
         let again = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
@@ -167,7 +167,7 @@ impl Inner {
         }
         match self.opened(name, entry) {
             Ok(open) => {
-                if open.apply_retention() == Retained::InPart {
+                if open.apply_retention() == Applied::Partly {
                     entry.retain_at.store(now, Ordering::Relaxed);
                 }
                 // If it has more to do, that continues in the background, and a later turn closes the log.
@@ -178,7 +178,7 @@ impl Inner {
                 }
             }
             Err(Error::Log(error)) if error.is_full() => {
-                if self.retain_unseen(name, entry) == Retained::InPart {
+                if self.retain_unseen(name, entry) == Applied::Partly {
                     entry.retain_at.store(now, Ordering::Relaxed);
                 }
             }
@@ -189,16 +189,16 @@ impl Inner {
     /// Applies retention, which makes room, to a log that does not open for lack of room: readers have seen records that
     /// its last process left in memory, and that cannot be written to the disk. Opens the log without them, so that only
     /// this function sees it; the memory stays as it is.
-    fn retain_unseen(&self, name: &str, entry: &Entry) -> Retained {
-        let Some(held) = entry.try_lock() else { return Retained::InPart };
+    fn retain_unseen(&self, name: &str, entry: &Entry) -> Applied {
+        let Some(held) = entry.try_lock() else { return Applied::Partly };
         if held.is_deleted || entry.open.load().is_some() {
-            return Retained::All;
+            return Applied::Fully;
         }
         let settings = self.settings(name);
         let open = settings.and_then(|settings| {
             self.open_log_with(name, LogSettings { durability: Some(Durability::Disk), ..settings }, entry)
         });
-        open.map_or(Retained::All, |open| open.apply_retention())
+        open.map_or(Applied::Fully, |open| open.apply_retention())
     }
 
     /// Applies retention, and closes logs that are idle or too many; all of it on this thread.
@@ -256,7 +256,7 @@ impl Inner {
 }
 
 /// How often a closed log must be opened for its retention; `None` if never.
-fn looked_at_every(retention: Retention) -> Option<Duration> {
+fn retention_interval(retention: Retention) -> Option<Duration> {
     // A closed log does not grow, but it gets older.
     let Retention { bytes: _, age } = retention;
     age.map(|age| (age / 8).max(RETAINED_EVERY))
@@ -264,10 +264,10 @@ fn looked_at_every(retention: Retention) -> Option<Duration> {
 
 /// The result of applying retention.
 #[derive(PartialEq, Eq)]
-enum Retained {
-    All,
+enum Applied {
+    Fully,
     /// There is more to drop, which takes another turn.
-    InPart,
+    Partly,
 }
 
 impl OpenLog {
@@ -282,19 +282,19 @@ impl OpenLog {
         self.retention().is_some_and(|retention| self.exceeds(retention))
     }
 
-    fn apply_retention(&self) -> Retained {
-        let Some(retention) = self.retention() else { return Retained::All };
+    fn apply_retention(&self) -> Applied {
+        let Some(retention) = self.retention() else { return Applied::Fully };
         match self.retain_soon(retention) {
             Ok(_) => {
                 self.untrimmed.store(false, Ordering::Relaxed); // it protects no memory
-                Retained::All
+                Applied::Fully
             }
-            Err(LogError::WouldBlock) => Retained::InPart,
+            Err(LogError::WouldBlock) => Applied::Partly,
             Err(error) => {
                 if !self.untrimmed.swap(true, Ordering::Relaxed) {
                     reports::failure(self.dir(), &error, "cannot drop old segments");
                 }
-                Retained::All
+                Applied::Fully
             }
         }
     }

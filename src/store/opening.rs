@@ -48,11 +48,11 @@ impl Inner {
 
     /// The log of an entry; opens it if it is not open.
     pub(super) fn opened(&self, name: &str, entry: &Arc<Entry>) -> Result<Arc<OpenLog>, Error> {
-        if let Some(open) = entry.usable() {
+        if let Some(open) = entry.open_log() {
             return Ok(open);
         }
         let held = entry.lock();
-        if let Some(open) = entry.usable() {
+        if let Some(open) = entry.open_log() {
             return Ok(open);
         }
         if held.is_deleted {

@@ -193,7 +193,7 @@ impl Inner {
         pace: &mut dyn FnMut(u64) -> bool,
     ) -> Step {
         let used = entry.used.load(Ordering::Relaxed);
-        let mut open = entry.usable();
+        let mut open = entry.open_log();
         if open.is_none() {
             self.close_idlest(1);
             match self.opened(name, entry) {
@@ -228,7 +228,7 @@ impl Inner {
                 reports::failure(&self.dir.join(name), &error, "cannot scrub the log");
                 Step::Done
             }
-            Err(_) if entry.usable().is_none() => Step::TryAgain, // it was closed, and may be opened again
+            Err(_) if entry.open_log().is_none() => Step::TryAgain, // it was closed, and may be opened again
             Ok(None) | Err(_) => Step::Done, // the last segment, or a log that is being deleted
         }
     }

@@ -395,7 +395,7 @@ fn a_deleted_log_that_is_held_reads_neither_producers_nor_segments_of_the_new_lo
         store.create("a", &LogSettings::default()).unwrap();
         let log = store.get("a").unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
-        while log.next_offset() == 0 || log.is_in_memory(0) {
+        while log.next_offset() == 0 || log.reads_without_disk(0) {
             assert!(Instant::now() < deadline, "the first segment stays in memory");
             log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
         }

@@ -17,7 +17,7 @@ use std::{
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 /// How long requests on their way, and tails, are waited for at the end.
-const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_WAIT_FOR_ANSWERS: Duration = Duration::from_secs(10);
 
 /// Runs the load on logs that exist, and prints progress every second.
 pub(super) async fn run(bench: &Bench, target: &Target) -> Result<Measured, Failure> {
@@ -59,9 +59,9 @@ async fn until_all_is_answered(run: &Rc<Run>, target: &Target, logs: &Rc<[Arc<Op
     };
     let tails: Vec<_> = (0..run.bench.tails).map(|n| tail(run, n, target, logs)).collect();
     spawn_local(say(Rc::clone(run)));
-    let answered = all(senders, run.end() + PATIENCE).await;
+    let answered = all(senders, run.end() + MAX_WAIT_FOR_ANSWERS).await;
     run.over.set(true);
-    if !all(tails, Instant::now() + PATIENCE).await {
+    if !all(tails, Instant::now() + MAX_WAIT_FOR_ANSWERS).await {
         let why = || "readers did not get all records within 10 s after the end".to_owned();
         run.measured.borrow_mut().tails.failed_many(1, why);
     }

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        Error, Pause,
+        Error, PAUSES,
         error::{Refusal, TooLarge},
         path_of, tell, understood,
     },
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     api::{Appended, BegunEpoch, EarlierEpoch},
-    pauses::doubled,
+    pauses::Pauses,
     wire::{self, Prefix},
 };
 use bytes::Bytes;
@@ -69,12 +69,12 @@ struct Patience<'a> {
     shared: &'a Shared,
     /// When the first attempt has failed: an attempt may last longer than the whole patience.
     begun: Option<Instant>,
-    pause: Pause,
+    pauses: Pauses,
 }
 
 impl<'a> Patience<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, begun: None, pause: Pause::default() }
+        Self { shared, begun: None, pauses: Pauses::new(PAUSES) }
     }
 
     /// Waits after a temporary error; returns others, and one that has lasted too long.
@@ -88,7 +88,7 @@ impl<'a> Patience<'a> {
         if self.begun.get_or_insert_with(Instant::now).elapsed() >= self.shared.patience {
             return Err(error);
         }
-        self.pause.wait().await;
+        tokio::time::sleep(self.pauses.next()).await;
         Ok(())
     }
 
@@ -126,7 +126,7 @@ async fn send(
         ("producer-seq", &*sequence_text),
     ];
     headers.extend(mark.as_deref().map(|mark| ("producer-mark", mark)));
-    let (mut patience, mut ahead) = (Patience::new(&shared), *AHEAD.start());
+    let (mut patience, ahead) = (Patience::new(&shared), Pauses::new(AHEAD));
     loop {
         let progress = shared.progress.notified();
         let request = shared.client.request(Method::POST, &path, &headers, body.clone())?;
@@ -149,8 +149,7 @@ async fn send(
                     && next < sequence
                     && next >= shared.oldest.load(Ordering::Relaxed) =>
             {
-                let _ = tokio::time::timeout(ahead, progress).await; // either will do
-                ahead = doubled(ahead, &AHEAD);
+                let _ = tokio::time::timeout(ahead.next(), progress).await; // either will do
             }
             Some((known, _)) if known > u64::from(epoch) => {
                 return Err(Error::TakenOver { epoch: epoch_of(known) }.into());

@@ -122,7 +122,7 @@ impl Framing {
 }
 
 /// The bytes of base64 that are decoded at once if it contains escapes.
-pub(super) const BLOCK: usize = 4096;
+pub(super) const BASE64_STEP_BYTES: usize = 4096;
 
 /// Whether it is a line end, with which long base64 is broken into lines: they are left out wherever it is read.
 pub(in crate::http) fn is_line_end(letter: u8) -> bool {
@@ -151,10 +151,10 @@ fn decoded(quoted: &str, into: &mut [u8]) -> Result<usize, DecodeSliceError> {
         return BASE64_STANDARD.decode_slice(quoted, into);
     }
     let mut letters = quoted.bytes();
-    let (mut block, mut at, mut padded) = ([0; BLOCK], 0, false);
+    let (mut block, mut at, mut padded) = ([0; BASE64_STEP_BYTES], 0, false);
     loop {
         let mut length = 0;
-        while length < BLOCK
+        while length < BASE64_STEP_BYTES
             && let Some(letter) = unescaped(&mut letters)
         {
             if !is_line_end(letter) {

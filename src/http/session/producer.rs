@@ -10,7 +10,7 @@ use super::super::{
 use crate::{
     Code,
     chunk::AppendValues,
-    log::{Content, EarlierBatch, Error, MayBlock, Produced, ProducerBatch},
+    log::{Content, Error, Produced, ProducerBatch, StoredBatch, WaitFor},
     store::OpenLog,
 };
 use hyper::header::HeaderMap;
@@ -69,7 +69,7 @@ impl WantedProducer {
 #[derive(Clone, Default)]
 struct Remembered {
     /// Oldest first.
-    batches: VecDeque<EarlierBatch>,
+    batches: VecDeque<StoredBatch>,
     /// The number of the producer's record that the first of them begins with.
     from: u64,
     /// What the body has of that one so far.
@@ -80,7 +80,7 @@ impl Remembered {
     /// The session's batches end at the offset `mark_end`: what comes after that was appended without a session.
     /// `stored` is the number of the record after the last one of the session's batches, and `first` that of the body's
     /// first one: a batch of which it has only a part is not compared.
-    fn new(mut batches: Vec<EarlierBatch>, mark_end: u64, stored: u64, first: u64) -> Self {
+    fn new(mut batches: Vec<StoredBatch>, mark_end: u64, stored: u64, first: u64) -> Self {
         batches.retain(|batch| batch.first_offset + batch.count <= mark_end);
         let records = batches.iter().map(|batch| batch.count).sum();
         let from = stored.saturating_sub(records);
@@ -94,7 +94,7 @@ impl Remembered {
     /// Takes the producer's record of this number, which is stored; numbers follow each other. An error if it completes a
     /// batch, and what is stored of that is different.
     fn compare(&mut self, number: u64, value: &[u8]) -> Result<(), Error> {
-        let Some(&EarlierBatch { first_offset, count, content, .. }) = self.batches.front() else {
+        let Some(&StoredBatch { first_offset, count, content, .. }) = self.batches.front() else {
             return Ok(());
         };
         if number < self.from {
@@ -169,12 +169,12 @@ impl Producer {
         &self,
         log: &OpenLog,
         batch: &DecodedBatch,
-        may_block: MayBlock,
+        wait_for: WaitFor,
     ) -> Result<u64, Error> {
         let mark = format!("{MARK}{}", self.stored + batch.records());
         let named = ProducerBatch::new(&self.id, self.epoch, self.sequence).with_mark(&mark);
         let Produced { first_offset, count, repeated } =
-            log.try_append_values_once(&named, batch, None, may_block)?;
+            log.try_append_values_once(&named, batch, None, wait_for)?;
         if repeated { Err(Error::NotARepeat { first_offset, count }) } else { Ok(first_offset) }
     }
 }

@@ -215,7 +215,7 @@ impl Source {
     }
 
     /// When [`check_pace`](Self::check_pace) is to be called.
-    pub(super) fn look_at(&self) -> Option<Instant> {
+    pub(super) fn pace_due(&self) -> Option<Instant> {
         let begun = self.begun.as_ref().filter(|begun| begun.large.is_some())?;
         Some(begun.pace.due())
     }

@@ -65,7 +65,7 @@ impl Shared {
         }
         let pauses = Pauses::new(PAUSES);
         let marked = loop {
-            match self.mark(&position) {
+            match self.write_close_mark(&position) {
                 Err(error) if error.is_full() && waits_for_mark && self.rest_within(left, pauses.next()) => {
                     tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
                 }
@@ -101,7 +101,7 @@ impl Shared {
 
     /// Notes in the segment's header how many records are durable, so that damage to the last of them is not taken
     /// for the torn end of a write.
-    fn mark(&self, position: &CommitPosition) -> Result<(), Error> {
+    fn write_close_mark(&self, position: &CommitPosition) -> Result<(), Error> {
         let Some(file) = position.segment.file() else { return Ok(()) };
         if self.has_ended() {
             return Ok(());

@@ -8,7 +8,7 @@ use super::{
     super::{
         Error, Log,
         requests::{Request, Requests},
-        room::MayBlock,
+        room::WaitFor,
     },
     BegunEpoch, check_id,
     file::Saved,
@@ -23,7 +23,7 @@ type Answer = Result<(BegunEpoch, u64), Error>;
 
 /// Which epoch is to begin.
 #[derive(Clone)]
-pub(super) struct Wanted {
+pub(super) struct EpochRequest {
     /// The producer's id.
     id: String,
     /// The epoch that the producer may be in at the most.
@@ -31,10 +31,10 @@ pub(super) struct Wanted {
 }
 
 /// The epochs that are to begin.
-pub(super) type Asked = Requests<Wanted, Answer>;
+pub(super) type Asked = Requests<EpochRequest, Answer>;
 
 /// An epoch that was asked for. It no longer is when this is dropped, unless it is about to begin.
-pub(crate) struct AskedEpoch(Request<Wanted, Answer>);
+pub(crate) struct AskedEpoch(Request<EpochRequest, Answer>);
 
 impl Log {
     /// Queues a request for a producer's next epoch. It is served by [`begin_asked_epoch`](Self::begin_asked_epoch),
@@ -43,7 +43,7 @@ impl Log {
     pub(crate) fn ask_for_epoch(&self, id: &str, after: Option<u32>) -> Result<AskedEpoch, Error> {
         check_id(id)?;
         self.writable()?;
-        Ok(AskedEpoch(self.shared.producers.asked.add(Wanted { id: id.to_owned(), after })))
+        Ok(AskedEpoch(self.shared.producers.asked.add(EpochRequest { id: id.to_owned(), after })))
     }
 
     /// The last write of the file, if this epoch has yet to cause one: `None` if it has begun together with another
@@ -86,7 +86,7 @@ impl Log {
     fn try_begin_epochs(
         &self,
         file: &mut Saved,
-        asked: &[(Wanted, Arc<OnceLock<Answer>>)],
+        asked: &[(EpochRequest, Arc<OnceLock<Answer>>)],
     ) -> Result<(), Error> {
         self.writable()?;
         self.learn(file)?;
@@ -94,7 +94,7 @@ impl Log {
         let Some((up_to, mut next)) = self.copy_of_table() else { return Err(Error::Closed) }; // once built, it stays
         let changes = next.changes;
         let mut begun = Vec::with_capacity(asked.len());
-        for (Wanted { id, after }, answer) in asked {
+        for (EpochRequest { id, after }, answer) in asked {
             match next.next_epoch(id, *after, now) {
                 Ok(epoch) => begun.push((id, answer, epoch)),
                 Err(error) => {
@@ -106,7 +106,7 @@ impl Log {
             return Ok(());
         }
         let states: Vec<_> = begun.iter().map(|(id, ..)| next.producers.get(*id).cloned()).collect();
-        self.write_producers(file, up_to, next.producers, MayBlock::Always)?;
+        self.write_producers(file, up_to, next.producers, WaitFor::Anything)?;
         // What came while it was written, before the table is changed: so that there is little left to wait for after
         // that, when an error comes too late.
         if let Err(error) = self.wait_below(self.next_offset()) {

@@ -5,9 +5,10 @@
 //! believed unless the log is known to lack the last record that it covers.
 
 use super::{
-    super::{Error, Log, recovery::PRODUCERS as PRODUCERS_FILE, room::MayBlock},
+    super::{Error, Log, recovery::PRODUCERS as PRODUCERS_FILE, room::WaitFor},
+    StoredBatch,
     block::parse_block,
-    table::{Content, KnownProducer, StoredBatch, Table, Unread},
+    table::{Content, KnownProducer, Table, Unread},
 };
 use crate::{
     disk::{salvage, tree},
@@ -123,7 +124,7 @@ impl Log {
             // The first producer ever: from now on the file exists, and with it a reason to read the log. A log that
             // cannot be written to gets no producer, and needs no file.
             if self.writable().is_ok() {
-                self.write_producers(file, self.durable_offset(), BTreeMap::new(), MayBlock::Always)?;
+                self.write_producers(file, self.durable_offset(), BTreeMap::new(), WaitFor::Anything)?;
             }
             return Ok(Table::default());
         };
@@ -148,7 +149,7 @@ impl Log {
             if self.writable().is_ok() {
                 // At once: later, when the log has grown beyond `up_to`, the old file would be believed, and batches
                 // that are appended now would not be read.
-                self.write_producers(file, up_to, producers.clone(), MayBlock::Always)?;
+                self.write_producers(file, up_to, producers.clone(), WaitFor::Anything)?;
             }
         }
         (file.up_to, file.bytes, file.read) = (up_to, text.len() as u64, 0);
@@ -227,11 +228,11 @@ impl Log {
         file: &mut Saved,
         up_to: u64,
         producers: BTreeMap<String, KnownProducer>,
-        may_block: MayBlock,
+        wait_for: WaitFor,
     ) -> Result<(), Error> {
         let committed = self.shared.flush.committed(); // or more by the time that all below `up_to` is durable
         if let Some(last) = up_to.checked_sub(1) {
-            if may_block.waits_for_disk() {
+            if wait_for.waits_for_disk() {
                 self.shared.wait_durable_unless_full(last)?; // a trim must not wait for the room that it is to make
             } else if !self.shared.durable_soon(last) {
                 return Err(Error::WouldBlock);
@@ -257,16 +258,16 @@ impl Log {
     /// Saves what is known about producers, if anything has changed, and forgets those that are too old.
     pub(crate) fn save_producers(&self) -> Result<(), Error> {
         let mut file = self.shared.producers.file();
-        if self.has_changed(&file) { self.save(&mut file, MayBlock::Always) } else { Ok(()) }
+        if self.has_changed(&file) { self.save(&mut file, WaitFor::Anything) } else { Ok(()) }
     }
 
     /// Like [`save_producers`](Self::save_producers), if it is time for that, for callers that have other logs to
     /// serve: not while another thread does this, or while the disk makes no progress. The larger the file, the longer
     /// the time; the more was appended, the shorter.
     pub(crate) fn save_producers_soon(&self) {
-        let Ok(mut file) = self.shared.producers.file_for(MayBlock::Never) else { return };
+        let Ok(mut file) = self.shared.producers.file_for(WaitFor::Nothing) else { return };
         if self.are_due(&file) {
-            match self.save(&mut file, MayBlock::Never) {
+            match self.save(&mut file, WaitFor::Nothing) {
                 Ok(()) | Err(Error::WouldBlock) => {}
                 Err(error) => self.warn_once(&mut file, &error, "producers could not be saved"),
             }
@@ -282,7 +283,7 @@ impl Log {
 
     /// Whether [`save_producers_soon`](Self::save_producers_soon) would write. Does not touch the disk.
     pub(crate) fn producers_are_due(&self) -> bool {
-        self.shared.producers.file_for(MayBlock::Never).is_ok_and(|file| self.are_due(&file))
+        self.shared.producers.file_for(WaitFor::Nothing).is_ok_and(|file| self.are_due(&file))
     }
 
     fn are_due(&self, file: &Saved) -> bool {
@@ -297,9 +298,9 @@ impl Log {
         table.as_ref().is_some_and(|table| file.uncertain || table.changes != file.changes)
     }
 
-    fn save(&self, file: &mut Saved, may_block: MayBlock) -> Result<(), Error> {
+    fn save(&self, file: &mut Saved, wait_for: WaitFor) -> Result<(), Error> {
         let Some((up_to, Table { producers, changes })) = self.copy_of_table() else { return Ok(()) };
-        self.write_producers(file, up_to, producers, may_block)?;
+        self.write_producers(file, up_to, producers, wait_for)?;
         file.changes = changes;
         Ok(())
     }
@@ -317,20 +318,16 @@ impl Log {
 
     /// Must be called before anything below `before` is trimmed: saves what is known only from there. Returns the
     /// offset up to which that was done.
-    pub(in crate::log) fn save_producers_before(
-        &self,
-        before: u64,
-        may_block: MayBlock,
-    ) -> Result<u64, Error> {
+    pub(in crate::log) fn save_producers_before(&self, before: u64, wait_for: WaitFor) -> Result<u64, Error> {
         let before = before.min(self.next_offset()); // the first producer's batches come after this
-        let mut file = self.shared.producers.file_for(may_block)?;
+        let mut file = self.shared.producers.file_for(wait_for)?;
         let path = self.shared.dir.join(PRODUCERS_FILE);
         if !tree::is_there(&*self.shared.env.disk, &path).map_err(Error::io("open", &path))? {
             return Ok(before);
         }
         self.learn(&mut file)?;
         if file.up_to < before {
-            match self.save(&mut file, may_block) {
+            match self.save(&mut file, wait_for) {
                 Err(Error::WouldBlock) => {}
                 // So that trimming can make room where there is none: trim only as far as the file covers already.
                 Err(error) if error.is_full() || error.is_transient() => {

@@ -2,7 +2,7 @@
 
 use super::{
     super::{Error, limits::MAX_PRODUCER_EPOCH},
-    BegunEpoch, EarlierBatch, ProducerBatch, ProducerState,
+    BegunEpoch, ProducerBatch, ProducerState, StoredBatch,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -11,16 +11,6 @@ use std::collections::{BTreeMap, VecDeque};
 pub(super) const MAX_REMEMBERED: usize = 5;
 /// How many producers of one log are remembered; beyond that, the least recently used one is forgotten.
 pub(super) const MAX_PRODUCERS: usize = 10_000;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct StoredBatch {
-    pub(super) sequence: u64,
-    pub(super) first_offset: u64,
-    pub(super) count: u64,
-    /// [`Content`] of its values; missing if the batch was stored by an early version, or a record of it is lost.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) content: Option<u32>,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KnownProducer {
@@ -194,13 +184,7 @@ impl KnownProducer {
     }
 
     pub(super) fn begun(&self) -> BegunEpoch {
-        let batch = |&StoredBatch { sequence, first_offset, count, content }: &StoredBatch| EarlierBatch {
-            sequence,
-            first_offset,
-            count,
-            content,
-        };
-        let earlier = self.of.map(|epoch| (epoch, self.batches.iter().map(batch).collect()));
+        let earlier = self.of.map(|epoch| (epoch, self.batches.iter().copied().collect()));
         let (mark, mark_end) = self.mark.as_ref().map(|mark| (mark.text.clone(), mark.next_offset)).unzip();
         BegunEpoch { epoch: self.epoch, mark, mark_end, earlier }
     }

@@ -75,7 +75,7 @@ fn store_as_before(log: &Log, batch: &ProducerBatch<'_>) -> u64 {
     set_count(&mut first, 1);
     first.push(b'x');
     let values: &[&[u8]] = &[b"x"];
-    append::append(&log.shared, &Extended { first: &first, values }, None, MayBlock::Always).unwrap()
+    append::append(&log.shared, &Extended { first: &first, values }, None, WaitFor::Anything).unwrap()
 }
 
 /// A disk on which the `nth` operation of this kind on a producers file waits until it is told to continue. Returns it

@@ -3,7 +3,7 @@
 use super::record::{Ahead, Head};
 use crate::{
     disk::{File, salvage},
-    frame::{self, Frame, JSON, LOST, WORD},
+    frame::{self, Frame, JSON, LOST},
     segment::{
         FRAMES, Segment,
         sealed::{self, Sealed, Whereabouts},
@@ -50,7 +50,7 @@ impl Cold {
         let (words, key) = (self.words, self.segment.key);
         let head_at = |at: u32| {
             let in_run = at.checked_sub(self.run_at).and_then(|words| {
-                let from = words as usize * WORD;
+                let from = frame::in_bytes(words);
                 sealed::head_in(self.run.get(from..from + frame::HEAD)?, words, key, record, at)
             });
             in_run.or_else(|| sealed::head_at(&*self.file, words, key, record, at)).map(|head| (head, at))
@@ -60,7 +60,7 @@ impl Cold {
         let found = match expected {
             Some(found) => Ok(found),
             None => match whereabouts() {
-                Some(Whereabouts::Indexed(at)) => head_at(at).ok_or(words as usize * WORD),
+                Some(Whereabouts::Indexed(at)) => head_at(at).ok_or(frame::in_bytes(words)),
                 Some(Whereabouts::Nowhere) | None => Err(0),
             },
         };
@@ -72,7 +72,7 @@ impl Cold {
         let time = self.segment.header.created + head.time;
         let json = head.flags & JSON != 0;
         let lost = head.flags & LOST != 0;
-        let cold_bytes = head.words as usize * WORD;
+        let cold_bytes = frame::in_bytes(head.words);
         let known = Head { time, json, lost, length: head.length };
         Ahead { hot: false, cold_bytes, head: Some(known) }
     }
@@ -89,7 +89,7 @@ impl Cold {
                 return Ok(None);
             }
         }
-        let at = (self.next.1 - self.run_at) as usize * WORD;
+        let at = frame::in_bytes(self.next.1 - self.run_at);
         let frame = frame::decode(&self.run[at..], self.segment.key).map(|found| found.frame);
         if let Some(frame) = &frame {
             self.next = (record + 1, self.next.1 + frame.words());
@@ -102,9 +102,9 @@ impl Cold {
         if self.is_in_run()? {
             return Ok(true);
         }
-        let left = self.words.saturating_sub(self.next.1) as usize * WORD;
+        let left = frame::in_bytes(self.words.saturating_sub(self.next.1));
         self.read_run(READ_BYTES.min(left))?;
-        let needs = frame::peek_words(&self.run).map_or(0, |words| words as usize * WORD);
+        let needs = frame::peek_words(&self.run).map_or(0, frame::in_bytes);
         if needs > self.run.len() && needs <= left {
             self.read_run(needs)?;
         }
@@ -117,7 +117,7 @@ impl Cold {
     fn read_run(&mut self, length: usize) -> io::Result<()> {
         self.run.resize(length, 0);
         self.run_at = self.next.1;
-        let at = FRAMES + u64::from(self.run_at) * WORD as u64;
+        let at = FRAMES + frame::in_bytes(self.run_at) as u64;
         let mut read = salvage::read(&*self.file, &mut self.run, at, true);
         if matches!(&read, Err(error) if error.kind() == io::ErrorKind::UnexpectedEof) {
             // The file was cut short: what is left of it is read.
@@ -142,12 +142,12 @@ impl Cold {
     /// Whether the frame at `next` is in the run and verifies.
     fn is_in_run(&self) -> io::Result<bool> {
         let (record, word) = self.next;
-        let at = word.checked_sub(self.run_at).map(|words| words as usize * WORD);
+        let at = word.checked_sub(self.run_at).map(frame::in_bytes);
         let Some((at, rest)) = at.and_then(|at| Some((at, self.run.get(at..)?))) else { return Ok(false) };
         if let Some(found) = frame::decode(rest, self.segment.key) {
             return Ok(found.record == record);
         }
-        let needs = frame::peek_words(rest).map_or(0, |words| words as usize * WORD).max(frame::HEADER);
+        let needs = frame::peek_words(rest).map_or(0, frame::in_bytes).max(frame::HEADER);
         let overlaps = |bad: &Range<usize>| bad.start < at + needs && at < bad.end;
         if self.unreadable.iter().any(overlaps) {
             return Err(rustix::io::Errno::IO.into());

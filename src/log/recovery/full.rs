@@ -42,8 +42,8 @@ pub(super) struct Reserve {
 pub(super) fn reserves(segments: &[SurveyedSegment]) -> Vec<Reserve> {
     let of = |segment: &SurveyedSegment| {
         let (length, scan) = match &segment.state {
-            State::Unsealed(scan) => (sealed_length(scan), scan),
-            State::Open(_, scan) => (file::length(segment.header.capacity), scan),
+            State::Unfinished(scan) => (sealed_length(scan), scan),
+            State::Active(_, scan) => (file::length(segment.header.capacity), scan),
             State::Sealed(_) | State::Damaged(_) => return None,
         };
         Some(Reserve { path: segment.path.clone(), length, written: file::written(scan.words) })

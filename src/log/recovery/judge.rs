@@ -18,7 +18,7 @@
 use crate::{
     chunk::ChunkPosition,
     disk::BLOCK,
-    frame::{self, MORE, WORD},
+    frame::{self, MORE},
     segment::{
         FRAMES, file,
         header::Header,
@@ -36,9 +36,9 @@ pub(in crate::log) enum State {
     Sealed(Footer),
     /// All its frames are there, but index or footer is missing or wrong, or the file was not cut to size. All of that
     /// can be derived.
-    Unsealed(Scan),
+    Unfinished(Scan),
     /// The last segment, not sealed: its frames' region as the file has it, and the part of it that verifies.
-    Open(Region, Scan),
+    Active(Region, Scan),
     /// Records are damaged.
     Damaged(Wreck),
 }
@@ -111,15 +111,15 @@ impl Rest {
 
 /// Judges a segment. `bytes` is its file from the first frame on.
 pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
-    let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
+    let region = known.footer.map_or(bytes.len(), |footer| frame::in_bytes(footer.words).min(bytes.len()));
     let scan = scan::scan(&bytes[..region], header.key());
     // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
     let unmarked = known.mark.is_none()
         && known.records_before_next.is_none()
-        && bytes[scan.words as usize * WORD..].iter().any(|&byte| byte != 0);
+        && bytes[frame::in_bytes(scan.words)..].iter().any(|&byte| byte != 0);
     let unreadable = known.header == HeaderState::Unreadable
         || unmarked
-        || bytes.unreadable().iter().any(|bad| bad.end > scan.words as usize * WORD);
+        || bytes.unreadable().iter().any(|bad| bad.end > frame::in_bytes(scan.words));
     let evidence = Evidence { header, known, bytes, region, scan, unreadable };
     match records_for_certain(known, region) {
         Some(all) => evidence.judge_known(all),
@@ -156,7 +156,7 @@ impl Evidence<'_> {
         }
         match self.known.footer.filter(|footer| footer.records == all && footer.words == self.scan.words) {
             Some(footer) if index_verifies(&self.bytes, &footer) => State::Sealed(footer),
-            _ => State::Unsealed(self.scan),
+            _ => State::Unfinished(self.scan),
         }
     }
 
@@ -167,7 +167,7 @@ impl Evidence<'_> {
         let is_short = !is_reconstructed && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
         let is_last = known.records_before_next.is_none();
         if Footer::ends(bytes, header, scan) || is_short && is_last && cut_to(bytes, scan) {
-            return State::Unsealed(self.scan);
+            return State::Unfinished(self.scan);
         }
         let later = self.later();
         let mut durable = known.mark.unwrap_or(0).max(later.durable);
@@ -184,7 +184,7 @@ impl Evidence<'_> {
             let wreck = wreck(self.frames(), scan, &later, durable);
             return State::Damaged(Wreck { unreadable, rest, ..wreck });
         }
-        if is_last { State::Open(self.bytes, self.scan) } else { State::Unsealed(self.scan) }
+        if is_last { State::Active(self.bytes, self.scan) } else { State::Unfinished(self.scan) }
     }
 
     /// The bytes that may be frames.
@@ -223,7 +223,7 @@ fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
 pub(super) fn wreck(frames: &[u8], scan: &Scan, later: &search::Later, durable: u32) -> Wreck {
     let mut survivors = Survivors::all(&scan.positions);
     let mut words = scan.words;
-    let frame_at = |word: u32| frames.get(word as usize * WORD..).and_then(frame::parse);
+    let frame_at = |word: u32| frames.get(frame::in_bytes(word)..).and_then(frame::parse);
     let end = later_end(later, durable.max(scan.records()), |word| {
         frame_at(word).is_some_and(|frame| frame.flags & MORE == 0)
     });

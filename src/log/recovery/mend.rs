@@ -16,7 +16,7 @@ use super::{
 use crate::{
     chunk::{BackingDir, Predecessor},
     disk::{Aligned, BLOCK, Disk, is_transient},
-    frame::{self, Key, WORD},
+    frame::{self, Key},
     segment::{FRAMES, file, region::Region, scan, search},
 };
 use std::{collections::BTreeMap, io, path::Path};
@@ -164,13 +164,13 @@ fn together(
     // A segment that was sealed is sealed again; the last one stays open for appends.
     let seal = !is_last || segment.footer.is_some();
     let whole = Whole {
-        end: scan.words as usize * WORD,
+        end: frame::in_bytes(scan.words),
         frames: merged,
         unreadable: if seal { Vec::new() } else { bytes.unreadable().to_vec() },
         length: if seal { 0 } else { length },
         in_file: bytes.len(),
     };
-    segment.state = if seal { State::Unsealed(scan) } else { State::Open(bytes, scan) };
+    segment.state = if seal { State::Unfinished(scan) } else { State::Active(bytes, scan) };
     Ok(Some(Mended::Whole(whole)))
 }
 
@@ -232,13 +232,13 @@ impl<'a> Both<'a> {
 
 /// How many words the frame at a word takes, as it says; 0 if none begins there.
 fn words_at(bytes: &[u8], word: u32) -> u32 {
-    bytes.get(word as usize * WORD..).and_then(frame::parse).map_or(0, |frame| frame.words())
+    bytes.get(frame::in_bytes(word)..).and_then(frame::parse).map_or(0, |frame| frame.words())
 }
 
 /// The bytes of the frame at a word.
 fn frame_at(bytes: &[u8], word: u32) -> std::ops::Range<usize> {
-    let at = word as usize * WORD;
-    at..at + words_at(bytes, word) as usize * WORD
+    let at = frame::in_bytes(word);
+    at..at + frame::in_bytes(words_at(bytes, word))
 }
 
 /// The word of each record whose frame verifies, wherever it is.

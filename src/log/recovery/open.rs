@@ -18,7 +18,7 @@ use crate::{
     LogId,
     chunk::{BackingDir, Chunk, ChunkMemory, ChunkPosition, Predecessor, ShmBacking, no_backing},
     disk::{self, BLOCK, Disk, File},
-    parallel::both,
+    parallel::join,
     segment::{
         Segment,
         file::{self, SegmentFile},
@@ -270,14 +270,14 @@ impl Opener<'_> {
             }
             let sealed = match state {
                 State::Sealed(footer) => footer,
-                State::Unsealed(scan) => {
+                State::Unfinished(scan) => {
                     let file = sync(disk, &path, true)?;
                     let seal = file
                         .reserve(sealed_length(&scan), file::written(scan.words))
                         .and_then(|()| seal(&*file, &header, &scan));
                     seal.map_err(Error::io("seal", &path))?
                 }
-                State::Open(bytes, scan) => {
+                State::Active(bytes, scan) => {
                     let last = Last { header, path: &path, bytes: &bytes, scan: &scan };
                     match self.resume_last(&previous, &last)? {
                         Resumed::Sealed(footer) => footer,
@@ -334,7 +334,7 @@ impl Opener<'_> {
             io::Result::Ok(memory)
         };
         let parallel = disk.in_parallel() && header.capacity >= MIN_BESIDE_BYTES;
-        let (written, memory) = both(parallel, || self.resume_file(last), load);
+        let (written, memory) = join(parallel, || self.resume_file(last), load);
         let (written, memory) = (written?, memory.map_err(Error::io("get memory for", dir))?);
         let chunk =
             Arc::new(Chunk::recovered(memory, Some(self.roller.share()), &scan.positions, scan.words));
@@ -414,7 +414,7 @@ impl Opener<'_> {
             return Err(no_room(error)); // there is nothing to read
         }
         let kept = again.last().map_or(0, |last| match &last.state {
-            State::Open(bytes, scan) => aside::to_be_kept(after_last_record(bytes, scan)).len(),
+            State::Active(bytes, scan) => aside::to_be_kept(after_last_record(bytes, scan)).len(),
             _ => 0,
         });
         let (needed_before, was_read_only) =
@@ -445,7 +445,7 @@ impl Opener<'_> {
             let records = surveyed.records();
             let (sealed, age) = match surveyed.state {
                 State::Sealed(footer) => (footer.into(), Some(footer.last_time)),
-                State::Unsealed(scan) | State::Open(_, scan) => {
+                State::Unfinished(scan) | State::Active(_, scan) => {
                     let survivors = Survivors::all(&scan.positions);
                     (Sealed::damaged(records, scan.words, survivors), Some(scan.times.1))
                 }

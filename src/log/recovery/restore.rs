@@ -34,7 +34,7 @@ use crate::{
     chunk::{BackingDir, Predecessor},
     disk::{Aligned, BLOCK, Disk, File, is_transient, salvage},
     frame,
-    parallel::made_ahead,
+    parallel::prefetch,
     segment::{
         FRAMES,
         file::{self, SegmentFile},
@@ -84,7 +84,7 @@ pub(super) fn restore(
     let to_read: Vec<_> = left.iter().filter(|backing| backing.needs_frames).map(ToRead::of).collect();
     let is_small = to_read.iter().all(|to_read| to_read.capacity <= MAX_AHEAD_BYTES);
     let mut restorer = Restorer { disk, dir, backings, survey, names_are_durable: false };
-    let full = made_ahead(
+    let full = prefetch(
         disk.in_parallel() && is_small,
         &to_read,
         |to_read| to_read.read(backings),
@@ -285,7 +285,7 @@ impl Restorer<'_> {
     ) -> io::Result<Option<BackingFate>> {
         let is_last = n + 1 == self.survey.segments.len();
         let segment = &self.survey.segments[n];
-        if is_last && !matches!(segment.state, State::Sealed(_) | State::Unsealed(_)) {
+        if is_last && !matches!(segment.state, State::Sealed(_) | State::Unfinished(_)) {
             // A file without records has no bytes to compare. Its header is equal if another process, which did not see the
             // backing, began it in the same millisecond.
             let is_other = segment.records() == 0
@@ -317,7 +317,7 @@ impl Restorer<'_> {
         else {
             return Ok(false);
         };
-        let whole = &frames[..scan.words as usize * frame::WORD];
+        let whole = &frames[..frame::in_bytes(scan.words)];
         Ok(after_gap(frames, key, scan).is_empty() && file_begins_with(self.disk, &there.path, whole)?)
     }
 
@@ -333,13 +333,13 @@ impl Restorer<'_> {
             let bytes = Region::read(&*file, file.len()?, false)?;
             let scan = scan::scan(&bytes, key);
             let durable = last.records();
-            let begins = scan.words as usize * frame::WORD;
+            let begins = frame::in_bytes(scan.words);
             // The frames in the file after the break show whether the backing has the same history: another process may
             // have continued there without this backing.
             let same = |word: u32| {
-                let at = word as usize * frame::WORD;
+                let at = frame::in_bytes(word);
                 let length =
-                    bytes.get(at..).and_then(frame::parse).map(|frame| frame.words() as usize * frame::WORD);
+                    bytes.get(at..).and_then(frame::parse).map(|frame| frame::in_bytes(frame.words()));
                 length.is_some_and(|length| bytes.get(at..at + length) == frames.get(at..at + length))
             };
             let mends = frames.get(..begins) == bytes.get(..begins)
@@ -348,12 +348,12 @@ impl Restorer<'_> {
             if !mends {
                 return Ok(false);
             }
-            last.state = State::Open(bytes, scan);
+            last.state = State::Active(bytes, scan);
             self.survey.damage.clear(); // what is written below mends it
         }
-        let State::Open(there, scan) = &mut last.state else { return Ok(false) };
+        let State::Active(there, scan) = &mut last.state else { return Ok(false) };
         let from = scan.words;
-        let begins = from as usize * frame::WORD;
+        let begins = frame::in_bytes(from);
         if frames.get(..begins) != there.get(..begins) {
             return Ok(false);
         }
@@ -363,7 +363,7 @@ impl Restorer<'_> {
         backing.torn = after_gap(frames, key, scan).to_vec();
         if scan.words > from {
             report_restoring(self.dir, &header, scan);
-            let range = begins..scan.words as usize * frame::WORD;
+            let range = begins..frame::in_bytes(scan.words);
             there[range.clone()].copy_from_slice(&frames[range]);
             let file = self.disk.open(&last.path, true)?;
             file.reserve(file::length(header.capacity), file::written(from))?;
@@ -384,17 +384,17 @@ impl Restorer<'_> {
         let segment = SegmentFile::prepare(self.disk, self.dir, 0, header.capacity)?;
         segment.begin(self.disk, self.dir, &header).inspect_err(|_| segment.discard(self.disk))?;
         write(segment.file(), &frames, 0, scan.words)?;
-        clear(&mut frames[scan.words as usize * frame::WORD..]); // as in the file
+        clear(&mut frames[frame::in_bytes(scan.words)..]); // as in the file
         // A segment of the same base was replaced while it was empty, and its file was just now: sealing it would write
         // over this one.
         self.survey.segments.retain(|segment| segment.header.base != header.base);
         if let Some(last) = self.survey.segments.last_mut()
-            && let State::Open(_, scan) = &mut last.state
+            && let State::Active(_, scan) = &mut last.state
         {
-            last.state = State::Unsealed(std::mem::take(scan));
+            last.state = State::Unfinished(std::mem::take(scan));
         }
         let path = self.dir.join(file::name(header.base));
-        let state = State::Open(frames.into(), scan);
+        let state = State::Active(frames.into(), scan);
         self.survey.segments.push(SurveyedSegment {
             header,
             origin: Origin::Own,
@@ -431,12 +431,12 @@ impl Restorer<'_> {
 /// is none, to the end of a next frame that lacks only a matching CRC. Empty if there is neither.
 fn after_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
     let later = search::frames_from(frames, key, scan.words, scan.records());
-    let gap = scan.words as usize * frame::WORD;
+    let gap = frame::in_bytes(scan.words);
     let next = frames.get(gap..).and_then(|rest| frame::plausible(rest, key));
     let next = next.filter(|frame| frame.record == scan.records()).map(|_| scan.words);
     let end = later.frames.last().map(|&(_, word)| word).or(next).and_then(|word| {
-        let at = word as usize * frame::WORD;
-        Some(at + frame::parse(frames.get(at..)?)?.words() as usize * frame::WORD)
+        let at = frame::in_bytes(word);
+        Some(at + frame::in_bytes(frame::parse(frames.get(at..)?)?.words()))
     });
     end.and_then(|end| frames.get(gap..end)).unwrap_or_default()
 }
@@ -460,7 +460,7 @@ fn report_restoring(dir: &Path, header: &Header, scan: &Scan) {
 /// Writes the frames from one word to another, and zeros up to the end of the block. Durable on return.
 fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()> {
     let block = BLOCK as usize;
-    let (start, end) = (from as usize * frame::WORD / block * block, to as usize * frame::WORD);
+    let (start, end) = (frame::in_bytes(from) / block * block, frame::in_bytes(to));
     let whole = end / block * block;
     file::write_blocks(file, frames.get(start..whole).unwrap_or_default(), start)?; // none if all is in one block
     if whole < end {
@@ -475,7 +475,7 @@ fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()
 /// that is an error only for the record's readers.
 fn last_crc(disk: &dyn Disk, segment: &SurveyedSegment) -> io::Result<Option<u32>> {
     match &segment.state {
-        State::Unsealed(scan) | State::Open(_, scan) => Ok(scan.last_crc),
+        State::Unfinished(scan) | State::Active(_, scan) => Ok(scan.last_crc),
         State::Sealed(Footer { last_crc: Some(crc), .. }) => Ok(Some(*crc)),
         State::Sealed(footer) => {
             let file = disk.open(&segment.path, false)?;
@@ -492,7 +492,7 @@ fn last_crc(disk: &dyn Disk, segment: &SurveyedSegment) -> io::Result<Option<u32
 /// Whether a segment that is no longer written has exactly the frames that a backing starts with.
 fn same_bytes(disk: &dyn Disk, segment: &SurveyedSegment, frames: &[u8]) -> io::Result<bool> {
     let Some(words) = words_of(segment) else { return Ok(false) };
-    match frames.get(..words as usize * frame::WORD) {
+    match frames.get(..frame::in_bytes(words)) {
         Some(frames) => file_begins_with(disk, &segment.path, frames),
         None => Ok(false),
     }
@@ -502,8 +502,8 @@ fn same_bytes(disk: &dyn Disk, segment: &SurveyedSegment, frames: &[u8]) -> io::
 fn words_of(segment: &SurveyedSegment) -> Option<u32> {
     match &segment.state {
         State::Sealed(footer) => Some(footer.words),
-        State::Unsealed(scan) => Some(scan.words),
-        State::Open(..) | State::Damaged(_) => None,
+        State::Unfinished(scan) => Some(scan.words),
+        State::Active(..) | State::Damaged(_) => None,
     }
 }
 

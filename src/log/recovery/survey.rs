@@ -11,7 +11,7 @@ use super::{
 use crate::{
     LogId,
     disk::{Aligned, BLOCK, Disk, File, salvage},
-    parallel::{self, made_ahead},
+    parallel::{self, prefetch},
     segment::{
         CAPACITIES, file,
         header::{self, BadHeader, Decoded, Header, Secret},
@@ -88,7 +88,7 @@ impl SurveyedSegment {
     pub(in crate::log) fn records(&self) -> u32 {
         match &self.state {
             State::Sealed(footer) => footer.records,
-            State::Unsealed(scan) | State::Open(_, scan) => scan.records(),
+            State::Unfinished(scan) | State::Active(_, scan) => scan.records(),
             State::Damaged(wreck) => wreck.survivors.len(),
         }
     }
@@ -134,7 +134,7 @@ fn look(
     let to_read = outlines.iter().zip(&sealed).filter(|(_, sealed)| sealed.is_none());
     let to_read: Vec<_> = to_read.map(|(outline, _)| outline).collect();
     let is_small = to_read.iter().all(|outline| outline.length <= MAX_AHEAD_BYTES);
-    made_ahead(
+    prefetch(
         disk.in_parallel() && is_small,
         &to_read,
         |outline| read_frames(disk, outline, deep),
@@ -423,7 +423,7 @@ fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) 
                 push(segment.end()..segment.end(), wreck.unreadable, reason);
             }
         }
-        State::Unsealed(_) if deep => {
+        State::Unfinished(_) if deep => {
             push(
                 base..base,
                 false,

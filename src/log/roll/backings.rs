@@ -173,7 +173,7 @@ impl Shared {
         let made = capacity.or(claim.as_ref().map(Claim::capacity)).and_then(|capacity| {
             let memory = roll.backed(backings, capacity, least.min(capacity)).ok()?;
             memory.fault_in();
-            let file = self.file(memory.capacity()).ok()?;
+            let file = self.create_segment_file(memory.capacity()).ok()?;
             Some(SpareSegment { memory, file })
         });
         let Some(made) = made else {

@@ -2,7 +2,7 @@
 //!
 //! The first chunk of a log is small, because most of thousands of logs have few records. Making a larger one takes time,
 //! above all to clear its memory: about a millisecond per MiB. So the first spare segment is made when appends have come
-//! fast from the beginning. A chunk grows only as far as it can be made while the one before is filled. Up to [`QUICK`],
+//! fast from the beginning. A chunk grows only as far as it can be made while the one before is filled. Up to [`QUICK_BYTES`],
 //! growing is worth the wait.
 //!
 //! # Orderings
@@ -16,10 +16,10 @@ use std::time::Duration;
 const FAST: Duration = Duration::from_secs(1);
 
 /// How large a chunk may be that is made while appends fill the one before faster than that: it takes a few milliseconds.
-pub(super) const QUICK: u64 = 8 << 20;
+pub(super) const QUICK_BYTES: u64 = 8 << 20;
 
 /// How large the first spare segment of a log is at most, if appends come fast: they wait for it.
-const FIRST: u64 = 1 << 20;
+const MAX_FIRST_SPARE_BYTES: u64 = 1 << 20;
 
 /// How many bytes are appended to a chunk of `capacity` before the appends are judged fast or slow.
 const fn threshold(capacity: u64) -> u64 {
@@ -134,9 +134,9 @@ impl Growth {
         let in_time = |&factor: &u64| {
             let capacity = active.saturating_mul(factor);
             let takes = self.making.load(Relaxed).saturating_mul(factor);
-            capacity <= QUICK || takes <= self.filling.load(Relaxed)
+            capacity <= QUICK_BYTES || takes <= self.filling.load(Relaxed)
         };
-        let first = if is_first && self.is_fast(now) { FIRST / active.max(1) } else { 0 };
+        let first = if is_first && self.is_fast(now) { MAX_FIRST_SPARE_BYTES / active.max(1) } else { 0 };
         if !is_first && !self.was_filled.load(Relaxed) {
             return Vec::new();
         }

@@ -70,7 +70,7 @@ impl Shared {
                 }
             }
             let stopping = self.stopping.load(Ordering::SeqCst);
-            let end = match self.pause().filter(|_| !stopping) {
+            let end = match self.retry_delay().filter(|_| !stopping) {
                 Some(pause) => roll.queue.task.resume_after(pause),
                 None => roll.queue.task.sleep_unless(|| false),
             };
@@ -81,12 +81,12 @@ impl Shared {
     }
 
     /// How long until what could not be done is tried again, if there is anything.
-    fn pause(&self) -> Option<Duration> {
+    fn retry_delay(&self) -> Option<Duration> {
         let roll = &self.roll;
         if roll.queue.has_unfinished() {
             return Some(RETRY); // a caller, or an append, waits for it
         }
-        roll.spares.pause().or_else(|| roll.line.is_waited_for().then_some(NUDGE))
+        roll.spares.retry_delay().or_else(|| roll.line.is_waited_for().then_some(NUDGE))
     }
 
     fn work_at(&self, job: Job) -> Result<(), JobError> {
@@ -180,7 +180,7 @@ impl Shared {
         };
         roll.spares.found_memory();
         let started_at = self.env.machine.elapsed();
-        let made = self.make(claim.capacity(), least);
+        let made = self.make_spare(claim.capacity(), least);
         roll.spares.growth.made(claim.capacity(), self.env.machine.elapsed().saturating_sub(started_at));
         roll.budget.shrink();
         match made {
@@ -267,7 +267,7 @@ impl Shared {
     }
 
     /// A file for a segment of `capacity`.
-    pub(super) fn file(&self, capacity: u64) -> Result<SegmentFile, Error> {
+    pub(super) fn create_segment_file(&self, capacity: u64) -> Result<SegmentFile, Error> {
         let number = self.roll.spares.next_number();
         SegmentFile::prepare(&*self.env.disk, &self.dir, number, capacity)
             .map_err(Error::io("make a segment file in", &self.dir))
@@ -275,10 +275,10 @@ impl Shared {
 
     /// A spare segment of `capacity`; or, if the disk or the memory file system has room only for less, of less, but at
     /// least `least`.
-    fn make(&self, mut capacity: u64, least: u64) -> Result<SpareSegment, Error> {
+    fn make_spare(&self, mut capacity: u64, least: u64) -> Result<SpareSegment, Error> {
         // First, because it costs less than memory, if there is no room for it.
         let file = loop {
-            match self.file(capacity) {
+            match self.create_segment_file(capacity) {
                 Err(Error::Io { source, .. }) if disk::is_out_of_space(&source) && capacity > least => {
                     capacity = smaller(capacity, least);
                 }
@@ -295,7 +295,7 @@ impl Shared {
             return Ok(SpareSegment { memory, file });
         }
         file.discard(&*self.env.disk);
-        Ok(SpareSegment { file: self.file(memory.capacity())?, memory })
+        Ok(SpareSegment { file: self.create_segment_file(memory.capacity())?, memory })
     }
 
     /// Seals a segment whose frames are durable. Its chunk stays for readers as long as the budget allows.

@@ -158,7 +158,7 @@ impl SpareSegments {
     }
 
     /// If the last attempt has failed: how long until the next one.
-    pub(super) fn pause(&self) -> Option<Duration> {
+    pub(super) fn retry_delay(&self) -> Option<Duration> {
         self.has_failed().then(|| self.pause.next())
     }
 

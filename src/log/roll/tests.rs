@@ -1,5 +1,5 @@
 use super::{
-    super::{append::append, line::Turn, room::MayBlock, tests::open},
+    super::{append::append, line::Turn, room::WaitFor, tests::open},
     *,
 };
 use crate::{
@@ -80,12 +80,12 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
     }
     let end = log.next_offset();
     let slow = |base| {
-        let fresh = shared.successor(base, 0, 0, Predecessor::Unknown);
+        let fresh = shared.segment_from_spare(base, 0, 0, Predecessor::Unknown);
         log.close().unwrap();
         fresh
     };
     install_successor(&shared.active, &first, slow, |_| (), || ());
-    let late = append(&shared, &[&[2; 100]], None, MayBlock::Always);
+    let late = append(&shared, &[&[2; 100]], None, WaitFor::Anything);
     assert!(matches!(late, Err(Error::Closed)), "{late:?}");
     drop(shared);
     assert_eq!(open(&sim).unwrap().next_offset(), end);

@@ -7,7 +7,7 @@ use crate::{
         gate::{Gate, Operation},
         sim::Sim,
     },
-    log::{Durability, Error, Log, MayBlock, Options},
+    log::{Durability, Error, Log, Options, WaitFor},
 };
 use std::{
     cell::Cell,
@@ -46,7 +46,7 @@ impl AppendValues for Slow<'_> {
 /// Runs something while the first batch of a log is being copied, until `run` calls the last of what it is given.
 fn beside_a_copy(
     log: &Log,
-    may_block: MayBlock,
+    wait_for: WaitFor,
     run: impl for<'scope> FnOnce(&'scope Scope<'scope, '_>, &'scope Log, &dyn Fn()),
 ) {
     let (open_door, door) = mpsc::channel();
@@ -54,7 +54,7 @@ fn beside_a_copy(
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| {
             let values = Slow { passes: Cell::new(0), begun: &begun, door: &door };
-            log.try_append_values(&values, None, may_block).unwrap()
+            log.try_append_values(&values, None, wait_for).unwrap()
         });
         begun.wait();
         run(scope, log, &|| open_door.send(()).unwrap());
@@ -67,9 +67,9 @@ fn beside_a_copy(
 fn a_non_blocking_append_becomes_visible_when_the_copy_before_it_is_complete() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    beside_a_copy(&log, MayBlock::ForCopies, |scope, log, open_door| {
+    beside_a_copy(&log, WaitFor::Copies, |scope, log, open_door| {
         let begun = Instant::now();
-        let offset = log.try_append_values(&[&b"x"[..]][..], None, MayBlock::Never).unwrap();
+        let offset = log.try_append_values(&[&b"x"[..]][..], None, WaitFor::Nothing).unwrap();
         assert!(begun.elapsed() < Duration::from_secs(5) && offset == 3);
         assert!(!log.is_published(offset) && log.read(offset).unwrap().is_none());
         let waiting = scope.spawn(move || log.wait_published(offset));
@@ -98,11 +98,11 @@ fn a_non_blocking_append_behind_others_returns_without_waiting_for_the_disk() {
     let log = Log::open_on(gate, Path::new(DIR), options).unwrap();
     *hangs.0.lock().unwrap() = true;
     let base = |log: &Log| log.shared.active.load().segment.base();
-    beside_a_copy(&log, MayBlock::ForCopies, |scope, log, open_door| {
+    beside_a_copy(&log, WaitFor::Copies, |scope, log, open_door| {
         for _ in 0..2 {
             let from = base(log);
             while base(log) == from {
-                if let Err(error) = log.try_append_values(&[&[7; 900][..]][..], None, MayBlock::Never) {
+                if let Err(error) = log.try_append_values(&[&[7; 900][..]][..], None, WaitFor::Nothing) {
                     assert!(matches!(error, Error::WouldBlock), "{error}");
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -111,7 +111,7 @@ fn a_non_blocking_append_behind_others_returns_without_waiting_for_the_disk() {
         let to = log.next_offset();
         let (said, done) = mpsc::channel();
         scope.spawn(move || {
-            said.send(log.try_append_values(&[&b"x"[..]][..], None, MayBlock::ForCopies)).unwrap();
+            said.send(log.try_append_values(&[&b"x"[..]][..], None, WaitFor::Copies)).unwrap();
         });
         while log.next_offset() == to {
             std::thread::yield_now();
@@ -130,7 +130,7 @@ fn a_non_blocking_append_behind_others_returns_without_waiting_for_the_disk() {
 fn an_append_that_waits_for_copies_ends_when_the_log_fails() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    beside_a_copy(&log, MayBlock::Never, |scope, log, open_door| {
+    beside_a_copy(&log, WaitFor::Nothing, |scope, log, open_door| {
         let to = log.next_offset();
         let (said, done) = mpsc::channel();
         scope.spawn(move || said.send(log.append(b"x")).unwrap());
@@ -155,7 +155,7 @@ fn a_failed_log_is_closed_when_nobody_copies_into_its_memory_any_more() {
         std::thread::scope(|scope| {
             let slow = scope.spawn(|| {
                 let values = Slow { passes: Cell::new(0), begun: &begun, door: &door };
-                log.try_append_values(&values, None, MayBlock::Never)
+                log.try_append_values(&values, None, WaitFor::Nothing)
             });
             begun.wait();
             log.shared.fail(&Error::Failed { reason: "for this test".into() });

@@ -5,7 +5,7 @@ use crate::{
     Durability, LogId, Options,
     chunk::BackingDir,
     disk::{Disk, sim::Sim},
-    frame::{self, Stamp, WORD},
+    frame::{self, Stamp},
     segment::{
         FRAMES,
         file::SegmentFile,
@@ -25,7 +25,7 @@ fn frames(header: &Header, first: u32, values: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (record, value) in (first..).zip(values) {
         let at = bytes.len();
-        bytes.resize(at + frame::words(value.len()) as usize * WORD, 0);
+        bytes.resize(at + frame::in_bytes(frame::words(value.len())), 0);
         let stamp = Stamp { record, behind: 0, time: 1, flags: 0 };
         frame::encode(&mut bytes[at..], header.key(), stamp, value);
     }
