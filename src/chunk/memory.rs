@@ -303,6 +303,8 @@ const fn spread(record: u32) -> usize {
 /// Memory whose every access loom checks for races.
 #[cfg(loom)]
 mod model {
+    use crate::frame::in_bytes;
+
     #[derive(Debug)]
     pub(super) struct Words {
         guards: Vec<loom::cell::UnsafeCell<()>>,
