@@ -5,6 +5,7 @@
 
 mod accept;
 mod answer;
+mod appending;
 mod body;
 mod book;
 mod commit;
@@ -26,6 +27,7 @@ mod memory;
 mod meter;
 mod metrics;
 mod object;
+mod offload;
 #[cfg(test)]
 mod panics;
 mod params;
@@ -42,6 +44,7 @@ mod serve;
 mod server;
 mod session;
 mod settings;
+mod share;
 mod socket;
 mod tail;
 mod unparsed;

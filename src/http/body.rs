@@ -5,8 +5,8 @@ use super::{
     effort::{Effort, Overtime, Steps, Work},
     memory::{Buffer, Grant, Purpose, UNCOUNTED_BYTES},
     meter::Meter,
-    permits::ConnectionShare,
     problem::Problem,
+    share::ConnectionShare,
     upload::{self, Upload, too_large},
 };
 use crate::{Code, sync::yield_more};
@@ -83,7 +83,7 @@ pub(super) async fn with_permit<T: Send + 'static>(
     }
     // On a thread of its own: the work takes longer than creating the thread, which can yield to the threads that
     // answer.
-    let permit = context.permits.acquire(work.into(), share, patience).await?;
+    let permit = context.permits.acquire(work.into(), &share.lines, patience).await?;
     let (done, result) = oneshot::channel();
     let give_way = move || {
         let _permit = permit; // held to the end, even if nobody waits for the result any more

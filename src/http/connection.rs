@@ -37,8 +37,8 @@ mod since;
 mod stream;
 
 use super::{
-    permits::ConnectionShare,
     settings::Settings,
+    share::ConnectionShare,
     unsent::{SocketAddresses, Unsent},
 };
 use crate::{reports::Rarely, sync::lock};

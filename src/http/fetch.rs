@@ -5,9 +5,10 @@
 use super::{
     context::{Asker, Context},
     memory::{Grant, Purpose, UNQUEUED_BYTES, UsedUp},
-    permits::{ConnectionShare, Kind},
+    permits::Kind,
     place::{Made, Place, Wants, elsewhere},
     problem::Problem,
+    share::ConnectionShare,
 };
 use crate::{
     Code,
@@ -108,7 +109,7 @@ async fn covered(
     let patience = patience.max(context.settings.queue_time);
     loop {
         let left = patience.saturating_sub(begun.elapsed());
-        let _permit = context.permits.acquire(Kind::Memory, share, left).await?;
+        let _permit = context.permits.acquire(Kind::Memory, &share.lines, left).await?;
         match grant.cover_within(bytes, ASKING_FOR.min(left), &ASK).await {
             Err(UsedUp) if begun.elapsed() < patience => {} // to the end of the line
             covered => {

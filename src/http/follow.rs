@@ -6,9 +6,9 @@ use super::{
     answer::{Body, piece_by_piece},
     context::Context,
     fetch::Patience,
-    permits::ConnectionShare,
     problem::Problem,
     reading::Reading,
+    share::ConnectionShare,
     waited::LogWait,
 };
 use crate::{log::Error, reports, store::OpenLog};

@@ -3,8 +3,9 @@
 //! many threads, and reads from the disk and compressed bodies of other logs need them too.
 
 use super::{
-    permits::{ConnectionShare, Kind, Permit, Permits},
+    permits::{Kind, Permit, Permits},
     problem::Problem,
+    share::ConnectionShare,
 };
 use crate::sync::lock;
 use std::{
@@ -65,7 +66,7 @@ impl LogPermits {
                     return Some((one_at_a_time, one_of_few));
                 }
                 drop(one_at_a_time);
-                let one_of_few = all.wait(Kind::Log, share).await?;
+                let one_of_few = all.wait(Kind::Log, &share.lines).await?;
                 if let Ok(one_at_a_time) = Arc::clone(&log).try_lock_owned() {
                     return Some((one_at_a_time, one_of_few));
                 }

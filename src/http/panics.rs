@@ -1,14 +1,8 @@
 //! What remains of a request whose handler panics: nothing. The route that panics exists in test builds only.
 
 use super::{
-    Server, Settings,
-    answer::full,
-    body,
-    connection::RequestBody,
-    context::Context,
-    memory::Purpose,
-    permits::{ConnectionShare, Kind},
-    problem::Problem,
+    Server, Settings, answer::full, body, connection::RequestBody, context::Context, memory::Purpose,
+    permits::Kind, problem::Problem, share::ConnectionShare,
 };
 use crate::store::{Store, StoreOptions};
 use hyper::Request;
@@ -24,8 +18,10 @@ pub(super) async fn here(context: &Context, request: Request<RequestBody>) -> Re
     grant.cover(1 << 20)?;
     let _answer = full(grant.hold(vec![0; 1 << 20]));
     let _body = body::read(request.into_body(), context, &ConnectionShare::default()).await?;
-    let _permit =
-        context.permits.acquire(Kind::Look, &ConnectionShare::default(), Duration::from_secs(1)).await?;
+    let _permit = context
+        .permits
+        .acquire(Kind::Look, &super::permits::PermitLines::default(), Duration::from_secs(1))
+        .await?;
     std::panic::resume_unwind(Box::new("as it was asked to")) // a panic that prints nothing
 }
 

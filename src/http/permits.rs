@@ -4,15 +4,8 @@
 //! client with many requests in flight would get nearly all permits. If a permit is free, it is taken without any of this.
 
 use super::{effort::Work, problem::Problem};
-use crate::sync::lock;
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -73,85 +66,13 @@ pub(super) const OFFLOAD_BYTES: usize = 256 << 10;
 /// A permit, released when it is dropped.
 pub(super) type Permit = OwnedSemaphorePermit;
 
-/// One connection's share of what all connections compete for: its places in line for permits, how many of its
-/// requests wait for news, and whether it was slow to take an answer that others needed the memory of.
-pub(super) struct ConnectionShare {
-    /// Which connection it is of.
-    number: u64,
-    /// For each kind of permit: of its requests, the one that waits beside those of other connections.
-    first: [Semaphore; Kind::ALL.len()],
-    /// Has a permit for each of its requests that may wait for a busy log, which is one that another request is at work on.
-    busy_logs: Semaphore,
-    /// How many of its requests wait for news. It protects no memory: Relaxed.
-    listening: AtomicUsize,
-    /// How many of its bodies wait for memory: with HTTP/2, they may keep its other bodies from coming. Likewise.
-    waiting_bodies: AtomicUsize,
-    /// When one of its answers was last ended because the client took it too slowly, while others were refused for lack of
-    /// memory.
-    was_slow: Mutex<Option<Instant>>,
-}
+/// A connection's places in line for permits: for each kind, of its requests, the one that waits beside those of other
+/// connections.
+pub(super) struct PermitLines([Semaphore; Kind::ALL.len()]);
 
-/// How many requests of a connection may wait for busy logs at once. It is few, so that a request of another
-/// connection, which stands in the same line for a log, has few before it; and more than one, so that one busy log does
-/// not hold up what the connection wants of other logs.
-const MAX_BUSY_LOG_WAITS: usize = 8;
-
-#[cfg(test)]
-impl Default for ConnectionShare {
+impl Default for PermitLines {
     fn default() -> Self {
-        Self::new(0)
-    }
-}
-
-impl ConnectionShare {
-    /// The share of the connection of this number.
-    pub(super) fn new(number: u64) -> Self {
-        Self {
-            number,
-            first: std::array::from_fn(|_| Semaphore::new(1)),
-            busy_logs: Semaphore::new(MAX_BUSY_LOG_WAITS),
-            listening: AtomicUsize::new(0),
-            waiting_bodies: AtomicUsize::new(0),
-            was_slow: Mutex::default(),
-        }
-    }
-
-    /// The number of its connection, which no other has.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// How many requests of the connection wait for news: long polls and live tails.
-    pub(super) fn listening(&self) -> usize {
-        self.listening.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn listens(&self) {
-        self.listening.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn listens_no_more(&self) {
-        self.listening.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// How many of its bodies wait for memory.
-    pub(super) fn waiting_bodies(&self) -> &AtomicUsize {
-        &self.waiting_bodies
-    }
-
-    /// One of its answers was ended because it took it too slowly.
-    pub(super) fn note_slow(&self) {
-        *lock(&self.was_slow) = Some(Instant::now());
-    }
-
-    /// Whether that was the case within this time.
-    pub(super) fn was_slow_within(&self, time: Duration) -> bool {
-        lock(&self.was_slow).is_some_and(|when| when.elapsed() < time)
-    }
-
-    /// The right to wait for a log that is busy, kept until the wait is over.
-    pub(super) async fn for_a_busy_log(&self) -> Option<SemaphorePermit<'_>> {
-        self.busy_logs.acquire().await.ok() // an error if it were closed, which it never is
+        Self(std::array::from_fn(|_| Semaphore::new(1)))
     }
 }
 
@@ -192,8 +113,8 @@ impl Permits {
     }
 
     /// Waits for a permit, in the queue of a connection, for as long as it takes. For when none is [free](Self::free).
-    pub(super) async fn wait(&self, kind: Kind, share: &ConnectionShare) -> Option<Permit> {
-        let _first = share.first[kind as usize].acquire().await;
+    pub(super) async fn wait(&self, kind: Kind, lines: &PermitLines) -> Option<Permit> {
+        let _first = lines.0[kind as usize].acquire().await;
         Arc::clone(&self.0[kind as usize]).acquire_owned().await.ok() // an error if it were closed, which it never is
     }
 
@@ -201,13 +122,13 @@ impl Permits {
     pub(super) async fn acquire(
         &self,
         kind: Kind,
-        share: &ConnectionShare,
+        lines: &PermitLines,
         patience: Duration,
     ) -> Result<Permit, Problem> {
         if let Some(permit) = self.free(kind) {
             return Ok(permit);
         }
-        let permit = tokio::time::timeout(patience, self.wait(kind, share)).await;
+        let permit = tokio::time::timeout(patience, self.wait(kind, lines)).await;
         permit.ok().flatten().ok_or_else(Problem::no_permit)
     }
 }
@@ -257,9 +178,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _within = runtime.enter(); // for its timers
         let all = Permits::new(|_| 1);
-        let (many, one) = (ConnectionShare::default(), ConnectionShare::default());
+        let (many, one) = (PermitLines::default(), PermitLines::default());
         let ask =
-            |share| -> Waiting<'_> { Box::pin(all.acquire(Kind::Read, share, Duration::from_secs(60))) };
+            |lines| -> Waiting<'_> { Box::pin(all.acquire(Kind::Read, lines, Duration::from_secs(60))) };
         let held = poll(&mut ask(&many)).expect("nobody has it");
         let mut waiting: Vec<_> = (0..50).map(|_| ask(&many)).collect();
         // Requests that have had their permit stop waiting.

@@ -4,8 +4,8 @@ use super::{
     answer::{Answer, json},
     context::{Asker, Context},
     params,
-    permits::ConnectionShare,
     problem::Problem,
+    share::ConnectionShare,
 };
 use crate::{
     Code, Error, ProducerState,

@@ -11,9 +11,10 @@ use super::{
     headers::{LOG_ID, LOST_RECORDS, NEXT_OFFSET},
     memory::Purpose,
     params,
-    permits::{ConnectionShare, Kind},
+    permits::Kind,
     problem::Problem,
     reading::{OnDamage, PageLimits, RangeEnd, Reading},
+    share::ConnectionShare,
     tail,
 };
 use crate::{Code, LogId, log::Error, reports, start::StartAt, store::OpenLog};

@@ -5,9 +5,10 @@ use super::{
     fetch::{self, Patience},
     formats::{self, Format},
     memory::{Grant, Memory, Purpose, UsedUp, with_scratch},
-    permits::{ConnectionShare, Kind, OFFLOAD_BYTES},
+    permits::{Kind, OFFLOAD_BYTES},
     place::{self, Made, Next, Place, Wants},
     problem::Problem,
+    share::ConnectionShare,
 };
 use crate::{
     log::{Error, Head, Reader},

@@ -2,9 +2,10 @@
 
 use super::{
     answer::{Answer, full, json, only_head},
+    appending::{self, Ack},
     body,
     connection::RequestBody,
-    context::{self, Ack, Asker, Context},
+    context::{Asker, Context},
     effort::Work,
     fetch,
     formats::{self, DecodedBatch, Format},
@@ -12,11 +13,12 @@ use super::{
     memory::{Grant, Purpose},
     meter::Meter,
     params,
-    permits::{ConnectionShare, OFFLOAD_BYTES},
+    permits::OFFLOAD_BYTES,
     problem::Problem,
     producers::ProducerHeaders,
     segment_room::SegmentRoom,
     session,
+    share::ConnectionShare,
 };
 use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,
@@ -149,7 +151,8 @@ pub(super) async fn append(
     let mut batch = take_apart(context, asker.share, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
     let log = log_of(context, asker.share, name, log_id).await?;
-    let (bytes, mut cost) = (batch.bytes(), context::cost(batch.bytes() as usize, batch.records() as usize));
+    let (bytes, mut cost) =
+        (batch.bytes(), appending::cost(batch.bytes() as usize, batch.records() as usize));
     if *log.settings() != settings {
         // Another log has taken the name meanwhile.
         let settings = log.settings().clone();
@@ -221,7 +224,7 @@ async fn take_apart(
 ) -> Result<DecodedBatch, Problem> {
     let small = encoding == body::Encoding::Identity
         && bytes.len() < OFFLOAD_BYTES
-        && context::cost(bytes.len(), formats::likely_records(format, &bytes)) < OFFLOAD_BYTES;
+        && appending::cost(bytes.len(), formats::likely_records(format, &bytes)) < OFFLOAD_BYTES;
     let mut work = Work::of(bytes.len());
     let limit = context.settings.decoded_bytes;
     let settings = settings.clone();

@@ -21,12 +21,14 @@ mod source;
 
 use super::{
     answer::{Answer, json_text, keep_from_proxies, log_id, piece_by_piece},
+    appending::{self, Ack, COPYING},
     connection::RequestBody,
-    context::{self, Ack, COPYING, Context},
+    context::Context,
     formats::{DecodedBatch, Format},
     headers::LOG_ID,
-    permits::{ConnectionShare, Kind, OFFLOAD_BYTES},
+    permits::{Kind, OFFLOAD_BYTES},
     problem::Problem,
+    share::ConnectionShare,
     waited::LogWait,
 };
 use crate::{
@@ -327,7 +329,7 @@ impl Session {
                 Some(producer) => producer.append(log, batch, wait_for),
             }
         }
-        if context::cost(batch.bytes() as usize, batch.records() as usize) < OFFLOAD_BYTES {
+        if appending::cost(batch.bytes() as usize, batch.records() as usize) < OFFLOAD_BYTES {
             return Ok(append(&self.log, self.producer.as_ref(), batch, WaitFor::Nothing));
         }
         let (log, producer, batch) = (Arc::clone(&self.log), self.producer.clone(), Arc::clone(batch));

@@ -12,10 +12,10 @@ use super::{
     fetch::{self, Patience},
     headers::LOG_ID,
     memory::Grant,
-    permits::ConnectionShare,
     place::{Made, Place},
     problem::Problem,
     reading::OnDamage,
+    share::ConnectionShare,
     waited::LogWait,
 };
 use crate::{

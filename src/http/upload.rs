@@ -10,8 +10,9 @@
 use super::{
     context::Context,
     memory::{Buffer, Grant, Memory, Purpose, Size, UNCOUNTED_BYTES, UsedUp},
-    permits::{ConnectionShare, Kind},
+    permits::Kind,
     problem::Problem,
+    share::ConnectionShare,
 };
 use crate::Code;
 use bytes::Bytes;
@@ -43,7 +44,7 @@ pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usiz
         Size::Medium => Kind::MediumBodyMemory,
         Size::Large => Kind::LargeBodyMemory,
     };
-    let permit = context.permits.acquire(kind, share, patience).await;
+    let permit = context.permits.acquire(kind, &share.lines, patience).await;
     let _permit = permit.map_err(|_| Problem::overloaded())?;
     grant.cover_within(bytes, patience.saturating_sub(begun.elapsed()), &ASK).await?;
     Ok(grant)

@@ -10,7 +10,7 @@
 //! A long poll that ends so is refused, with the time after which to try again; a tail ends as when the server stops, so
 //! that its client reconnects and continues where it was.
 
-use super::permits::ConnectionShare;
+use super::share::ConnectionShare;
 use crate::{store::OpenLog, sync::lock};
 use std::{
     collections::HashMap,

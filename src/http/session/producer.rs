@@ -3,9 +3,9 @@
 use super::super::{
     context::Context,
     formats::DecodedBatch,
-    permits::ConnectionShare,
     problem::Problem,
     producers::{self, ProducerHeaders},
+    share::ConnectionShare,
 };
 use crate::{
     Code,

@@ -6,10 +6,11 @@ use super::super::{
     effort::Work,
     formats::{self, DecodedBatch, Format},
     memory::{Buffer, Memory, Purpose, UNCOUNTED_BYTES},
-    permits::{ConnectionShare, OFFLOAD_BYTES},
+    permits::OFFLOAD_BYTES,
     problem::Problem,
     segment_room::SegmentRoom,
     settings::Settings,
+    share::ConnectionShare,
     upload::ArrivalPace,
 };
 use crate::{BATCH_EXTRA_BYTES, Code, chunk::record_needs, store::OpenLog, wire::Prefix};
