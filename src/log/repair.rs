@@ -10,7 +10,7 @@ use super::{
 use crate::{
     chunk::BackingDir,
     disk::{self, Aligned, BLOCK, Disk, salvage},
-    frame::{self, LOST, Stamp, WORD},
+    frame::{self, LOST, MORE, Stamp, WORD},
     segment::{
         CAPACITIES, FRAMES,
         file::{self, SegmentFile},
@@ -85,7 +85,13 @@ pub(crate) fn repair_on(
     let mut repaired = Repaired { damage, kept: Vec::new() };
     let secret = segments.iter().map(|segment| segment.header.secret).find(|secret| secret.0.is_some());
     for (n, segment) in segments.iter().enumerate() {
-        if !repaired.damage.iter().any(|damage| segment.has(damage)) {
+        // Not even one whole record is left of it, and what fills the gap takes its name.
+        if missing.iter().any(|gap| gap.start == segment.header.base) {
+            repaired.kept.push(keep_aside(disk, dir, segment)?);
+            continue;
+        }
+        let is_damaged = matches!(segment.state, State::Damaged(_));
+        if !is_damaged && !repaired.damage.iter().any(|damage| segment.has(damage)) {
             continue;
         }
         let mended = mended.get(n).unwrap_or(&Mended::No);
@@ -246,7 +252,11 @@ fn rewrite(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment, mended: &Mend
             position.and_then(|word| frame::decode(&bytes[frame::in_bytes(word)..], segment.header.key()));
         let Some(kept) = kept else { return (lost(record as u32, time), &[][..]) };
         time = kept.frame.time;
-        (kept.stamp(), kept.frame.body)
+        let mut stamp = kept.stamp();
+        if record + 1 == positions.len() {
+            stamp.flags &= !MORE; // the rest of its batch is gone
+        }
+        (stamp, kept.frame.body)
     });
     // The frame of a lost record is never larger than what was there: its value is empty, so it has the smallest size.
     write(disk, dir, &segment.header, frames, segment.footer_crc())

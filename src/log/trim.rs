@@ -220,7 +220,11 @@ impl Shared {
                 segment.next.set(Arc::clone(last));
             }
         }
-        removals.files.extend(dropped.iter().map(|segment| segment.base()));
+        // A file is that of the last segment of its base, whichever others there were.
+        let is_gone = |segment: &&Arc<Segment>| {
+            self.chain.load().segments.iter().all(|kept| kept.base() != segment.base())
+        };
+        removals.files.extend(dropped.iter().filter(is_gone).map(|segment| segment.base()));
     }
 
     /// Removes some files of trimmed segments; returns whether none is left.

@@ -101,9 +101,12 @@ impl Frontier {
     /// Leaves the queue, if still in it.
     pub(crate) fn leave(&self, ticket: Ticket) {
         let mut waiting = lock(&self.waiting);
-        if waiting.wakers.remove(&ticket).is_some() {
+        let waker = waiting.wakers.remove(&ticket);
+        if waker.is_some() {
             self.nearest.store(waiting.nearest(), Ordering::Release);
         }
+        drop(waiting);
+        drop(waker); // may run anything, and leave this queue again
     }
 
     /// Parks this thread until the value reaches `point`, or until `give_up` returns true after a wake-up, or until

@@ -5,7 +5,7 @@ use crate::frame::{self, Key, MORE, WORD};
 /// The frames from the start of a segment, as long as each verifies and follows the one before.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Scan {
-    /// The word of each record. Whole batches only.
+    /// The word of each record. Whole batches only, but for records that are [known](scan_with) to be there.
     pub(crate) positions: Vec<u32>,
     /// The words that the frames take.
     pub(crate) words: u32,
@@ -47,6 +47,12 @@ impl Scan {
 
 /// Scans the frames' region of a segment.
 pub(crate) fn scan(bytes: &[u8], key: Key) -> Scan {
+    scan_with(bytes, key, 0)
+}
+
+/// Scans the frames' region of a segment of which it is known for certain that it has at least `known` records: each of
+/// them counts if its frame is there, even if the rest of its batch is not.
+pub(crate) fn scan_with(bytes: &[u8], key: Key, known: u32) -> Scan {
     let (mut positions, mut word, mut first_time) = (Vec::new(), 0, 0);
     let mut whole = Scan::default(); // up to the end of the last whole batch, without the positions
     let mut count = 0;
@@ -61,7 +67,7 @@ pub(crate) fn scan(bytes: &[u8], key: Key) -> Scan {
         }
         positions.push(word as u32);
         word += found.frame.words() as usize;
-        if found.frame.flags & MORE == 0 {
+        if found.frame.flags & MORE == 0 || positions.len() <= known as usize {
             count = positions.len();
             (whole.words, whole.times) = (word as u32, (first_time, found.frame.time));
             whole.last_crc = Some(frame::claimed_crc(rest, key).0);
@@ -98,6 +104,15 @@ pub(super) mod tests {
         assert_eq!(found, Scan { positions: vec![0, 4, 8], words: 12, times: (10, 12), last_crc });
         assert_eq!(scan(&bytes, Key::test(4)), Scan::default(), "another segment's key");
         assert_eq!(scan(&frames(&[(1, 0, 0)]), KEY), Scan::default(), "the first record must be 0");
+    }
+
+    #[test]
+    fn records_that_are_known_to_be_there_count_without_the_rest_of_their_batch() {
+        let bytes = frames(&[(0, 0, 0), (1, 1, MORE), (2, 2, MORE), (3, 3, 0), (4, 4, MORE)]);
+        let cut = &bytes[..3 * 32 + 20];
+        let counts = |bytes: &[u8]| [0, 1, 2, 3, 4, 5].map(|known| scan_with(bytes, KEY, known).records());
+        assert_eq!(counts(cut), [1, 1, 2, 3, 3, 3]);
+        assert_eq!(counts(&bytes), [4, 4, 4, 4, 4, 5]);
     }
 
     #[test]

@@ -22,6 +22,10 @@ pub(super) struct KnownProducer {
     pub(super) of: Option<u32>,
     /// When the newest batch came, or the epoch began, in milliseconds since 1970.
     pub(super) used: u64,
+    /// [`Table::changes`] when it was last used since the log was opened, or 0. A clock that was wrong does not make it newer
+    /// than others.
+    #[serde(skip)]
+    pub(super) turn: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) mark: Option<Mark>,
 }
@@ -108,14 +112,16 @@ impl Table {
     pub(super) fn producer(&mut self, id: &str, epoch: u32, time: u64) -> &mut KnownProducer {
         self.changes += 1;
         if !self.producers.contains_key(id) && self.producers.len() >= MAX_PRODUCERS {
-            let oldest = self.producers.iter().min_by_key(|(_, producer)| producer.used);
+            let oldest = self.producers.iter().min_by_key(|(_, producer)| (producer.turn, producer.used));
             if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
                 self.producers.remove(&oldest);
             }
         }
-        let fresh = KnownProducer { epoch, batches: VecDeque::new(), of: None, used: time, mark: None };
+        let fresh =
+            KnownProducer { epoch, batches: VecDeque::new(), of: None, used: time, turn: 0, mark: None };
         let known = self.producers.entry(id.to_owned()).or_insert(fresh);
         known.used = known.used.max(time);
+        known.turn = self.changes;
         if epoch > known.epoch {
             known.of.get_or_insert(known.epoch);
             known.epoch = epoch;

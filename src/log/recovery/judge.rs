@@ -112,7 +112,8 @@ impl Rest {
 /// Judges a segment. `bytes` is its file from the first frame on.
 pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
     let region = known.footer.map_or(bytes.len(), |footer| frame::in_bytes(footer.words).min(bytes.len()));
-    let scan = scan::scan(&bytes[..region], header.key());
+    let certain = records_for_certain(known, region);
+    let scan = scan::scan_with(&bytes[..region], header.key(), certain.unwrap_or(0));
     // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
     let unmarked = known.mark.is_none()
         && known.records_before_next.is_none()
@@ -121,7 +122,7 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
         || unmarked
         || bytes.unreadable().iter().any(|bad| bad.end > frame::in_bytes(scan.words));
     let evidence = Evidence { header, known, bytes, region, scan, unreadable };
-    match records_for_certain(known, region) {
+    match certain {
         Some(all) => evidence.judge_known(all),
         None => evidence.judge_by_frames(),
     }
@@ -180,11 +181,13 @@ impl Evidence<'_> {
             false if unreadable || is_reconstructed && is_last => Rest::Unknown,
             false => Rest::None,
         };
+        // Where the file was cut within a batch, its records up to there were durable all the same.
+        let scan = scan::scan_with(self.frames(), header.key(), durable);
         if durable > scan.records() || rest != Rest::None {
-            let wreck = wreck(self.frames(), scan, &later, durable);
+            let wreck = wreck(self.frames(), &scan, &later, durable);
             return State::Damaged(Wreck { unreadable, rest, ..wreck });
         }
-        if is_last { State::Active(self.bytes, self.scan) } else { State::Unfinished(self.scan) }
+        if is_last { State::Active(self.bytes, scan) } else { State::Unfinished(scan) }
     }
 
     /// The bytes that may be frames.

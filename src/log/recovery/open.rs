@@ -298,6 +298,12 @@ impl Opener<'_> {
                 State::Damaged(_) => unreachable!("damage opens read-only"),
             };
             previous.newest = previous.newest.max(header.created + sealed.last_time);
+            if sealed.records == 0 {
+                // As `repair` may leave it. The next segment has the same base, and takes its file's name: if both were in
+                // the chain, trimming this one would remove the file of that one.
+                previous.end = header.base;
+                continue;
+            }
             previous.segment = Some((path, header, sealed));
             segments.push(Arc::new(Segment::cold(header, sealed.into()).aged(sealed.last_time)));
         }

@@ -384,7 +384,7 @@ fn examine(outline: &Outline, bytes: Region) -> (State, bool) {
 }
 
 fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
-    let base = segment.header.base;
+    let (base, known) = (segment.header.base, damage.len());
     let mut push = |offsets: Range<u64>, unreadable: bool, reason: &str| {
         damage.push(Damage { unreadable, ..Damage::new(offsets, &segment.path, reason) });
     };
@@ -421,6 +421,10 @@ fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) 
             }
             if let Some(reason) = wreck.rest.reason(wreck.unreadable, segment.mark.is_some()) {
                 push(segment.end()..segment.end(), wreck.unreadable, reason);
+            }
+            if damage.len() == known {
+                // So that a log with a damaged segment is opened for reading, whatever it is.
+                damage.push(Damage::new(base..base, &segment.path, "its frames do not verify as a whole"));
             }
         }
         State::Unfinished(_) if deep => {

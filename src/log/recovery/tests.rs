@@ -3,10 +3,12 @@
 mod backings;
 #[cfg(feature = "store")]
 mod full;
+mod harmed;
 mod histories;
 #[cfg(feature = "store")]
 mod little_memory;
 mod old;
+mod repaired;
 mod repairing;
 mod unreadable;
 

@@ -182,3 +182,36 @@ fn waiting_for_a_disk_that_does_not_write_ends_in_time() {
     assert!(log.wait_durable_for(next - 1, Duration::from_secs(10)).unwrap());
     assert!(log.wait_durable_for(next - 1, Duration::ZERO).unwrap());
 }
+
+/// It was dropped with the lock held that dropping the other future takes.
+#[test]
+fn a_waker_that_owns_another_future_of_the_log_may_be_dropped() {
+    struct Task(#[expect(dead_code, reason = "it is only dropped")] std::sync::Mutex<Option<crate::Durable>>);
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {}
+    }
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    sim.hold(true);
+    let at = log.append(b"x").unwrap();
+    let poll = |future: &mut crate::Durable, waker: &Waker| {
+        assert!(Pin::new(future).poll(&mut Context::from_waker(waker)).is_pending());
+    };
+    let mut inner = log.durable(at);
+    poll(&mut inner, Waker::noop());
+    let mut outer = log.durable(at);
+    let task = Waker::from(Arc::new(Task(std::sync::Mutex::new(Some(inner)))));
+    poll(&mut outer, &task);
+    drop(task); // the log has the last one
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(outer);
+        let _ = done.send(());
+    });
+    let ended = is_done.recv_timeout(Duration::from_secs(5));
+    sim.hold(false);
+    if ended.is_err() {
+        std::mem::forget(log); // closing it would wait for the lock as well
+    }
+    assert_eq!(ended, Ok(()), "it waits for itself");
+}
