@@ -27,6 +27,28 @@ pub enum Split {
     Frames,
 }
 
+impl Split {
+    /// What `append --format` and marks call it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lines => "lines",
+            Self::Json => "ndjson",
+            Self::Whole => "whole",
+            Self::Frames => "frames",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        [Self::Lines, Self::Json, Self::Whole, Self::Frames].into_iter().find(|split| split.name() == name)
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// How far an import has come. As text, it is the mark of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {
@@ -38,6 +60,8 @@ pub struct Progress {
     crc: u32,
     /// Whether the last record ended with the source, not with a line end: more bytes would have been a part of it.
     open: bool,
+    /// What the records are. Marks of earlier versions do not say it.
+    split: Option<Split>,
 }
 
 impl Progress {
@@ -50,12 +74,13 @@ impl Progress {
 
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bytes, records, crc, open } = self;
+        let Self { bytes, records, crc, open, split } = self;
         write!(
             f,
             "import: {bytes} bytes, {records} records, crc {crc:08x}, {}",
             if *open { "open" } else { "closed" }
-        )
+        )?;
+        split.map_or(Ok(()), |split| write!(f, ", {split}"))
     }
 }
 
@@ -80,7 +105,11 @@ impl FromStr for Progress {
                 "closed" => false,
                 _ => return None,
             };
-            Some(Self { bytes, records, crc, open })
+            let split = match field("", "") {
+                Some(name) => Some(Split::named(name)?),
+                None => None,
+            };
+            Some(Self { bytes, records, crc, open, split })
         };
         let progress = parsed().ok_or(NoProgress)?;
         if progress.to_string() == text { Ok(progress) } else { Err(NoProgress) }
@@ -98,6 +127,16 @@ pub enum Error {
         bytes: u64,
         /// In what way they differ.
         why: &'static str,
+    },
+    /// It was split into other records when it was imported: nobody knows which of these would be new.
+    #[error(
+        "its records were taken as {imported}, and not as {given}; import it as {imported}, or under another name"
+    )]
+    AnotherSplit {
+        /// What the records were.
+        imported: Split,
+        /// What they are to be now.
+        given: Split,
     },
     /// It cannot be read.
     #[error("cannot read it: {0}")]
@@ -141,7 +180,8 @@ impl<R: BufRead> Source<R> {
     /// Begins at the beginning.
     pub fn new(from: R, split: Split) -> Self {
         let json = split == Split::Json;
-        Self { from, split, progress: Progress::default(), json, record_bytes: u64::MAX, lines: 0 }
+        let progress = Progress { split: Some(split), ..Progress::default() };
+        Self { from, split, progress, json, record_bytes: u64::MAX, lines: 0 }
     }
 
     /// Refuses records of more bytes than this: [`next`](Self::next) returns an error that says which record it is, and
@@ -176,8 +216,12 @@ impl<R: BufRead> Source<R> {
     /// Skips the part of the source that was imported before. Must be called before anything is read.
     ///
     /// # Errors
-    /// [`Error::Changed`] if the source does not begin with it; [`Error::Io`].
+    /// [`Error::AnotherSplit`], before anything is read; [`Error::Changed`] if the source does not begin with it;
+    /// [`Error::Io`].
     pub fn resume(&mut self, imported: &Progress) -> Result<(), Error> {
+        if let Some(other) = imported.split.filter(|&split| split != self.split) {
+            return Err(Error::AnotherSplit { imported: other, given: self.split });
+        }
         let changed = |why| Error::Changed { bytes: imported.bytes, why };
         let (mut left, mut crc) = (imported.bytes, 0);
         while left > 0 {
@@ -196,7 +240,7 @@ impl<R: BufRead> Source<R> {
         if crc != imported.crc {
             return Err(changed("they differ"));
         }
-        self.progress = *imported;
+        self.progress = Progress { split: Some(self.split), ..*imported };
         if imported.open && !filled(&mut self.from)?.is_empty() {
             // A line end only says that the record was complete.
             let mut rest = Vec::new();
@@ -435,16 +479,43 @@ mod tests {
         }
     }
 
+    /// Records were passed over by their number, of others than had been stored.
+    #[test]
+    fn an_import_of_other_records_of_the_same_bytes_is_refused_before_anything_is_read() {
+        let bytes = b"1\n2\n";
+        let mut source = of(bytes, Split::Lines);
+        all(&mut source);
+        let mark = source.progress().to_string();
+        for other in [Split::Json, Split::Whole, Split::Frames] {
+            let mut again = of(bytes, other);
+            let error = again.resume(&mark.parse().unwrap()).unwrap_err();
+            assert!(matches!(error, Error::AnotherSplit { imported: Split::Lines, given } if given == other));
+            assert_eq!(again.progress().bytes, 0, "{error}");
+        }
+        // Of a mark that does not say it, any may be right; the next mark says it.
+        let early = mark.strip_suffix(", lines").unwrap();
+        for split in [Split::Lines, Split::Json] {
+            let mut again = of(b"1\n2\n3\n", split);
+            again.resume(&early.parse().unwrap()).unwrap();
+            assert_eq!(all(&mut again).len(), 1);
+            assert!(again.progress().to_string().ends_with(split.name()));
+        }
+    }
+
     #[test]
     fn only_import_marks_parse_as_import_marks() {
         let mark = "import: 12 bytes, 3 records, crc 0000abcd, closed";
-        assert_eq!(mark.parse::<Progress>().unwrap().to_string(), mark);
+        for good in [mark, &format!("{mark}, lines"), &format!("{mark}, ndjson")] {
+            assert_eq!(good.parse::<Progress>().unwrap().to_string(), good);
+        }
         for bad in [
             "",
             "line 7",
             "import: 12 bytes",
             &mark[..mark.len() - 1],
             &format!("{mark}, x"),
+            &format!("{mark}, "),
+            &format!("{mark}, lines, lines"),
             &mark.replace("12", "+12"),
         ] {
             assert_eq!(bad.parse::<Progress>(), Err(NoProgress), "{bad:?}");

@@ -159,6 +159,10 @@ fn an_import_of_a_file_that_grows(at: &[&str]) {
         let (code, said) = fail(import(other, "g"));
         assert!(code == Some(1) && said.contains("is not what was imported as \"g\""), "{other:?}: {said}");
     }
+    // Records were passed over by their number, of others than are stored.
+    let other = [import("a\nb\nc\n[1]\n", "g"), vec!["--format".to_owned(), "ndjson".to_owned()]].concat();
+    let (code, said) = fail(other);
+    assert!(code == Some(1) && said.contains("were taken as lines, and not as ndjson"), "{said}");
     assert_eq!(run(import("x\n", "h")), "1 records appended to grow, offset 3\n");
     assert_eq!(good(&[&["read", "grow"], at].concat(), ""), "a\nb\nc\nx\n");
 }

@@ -55,9 +55,9 @@ pub(super) struct Append {
     /// Bytes per batch, such as 1MiB
     #[arg(long, default_value = "1MiB", value_parser = size::within(1..=1 << 31))]
     batch_bytes: usize,
-    /// A name for this import, to be given again when it is run again. A last line without a line end is left for the
-    /// next run. The log forgets the name after 7 days without a batch, or after 10,000 other names; a later run then
-    /// stores everything again
+    /// A name for this import, to be given again, with the same --format, when it is run again. A last line without a line
+    /// end is left for the next run. The log forgets the name after 7 days without a batch, or after 10,000 other names; a
+    /// later run then stores everything again
     #[arg(long, alias = "producer", value_name = "NAME")]
     import: Option<String>,
     /// With --import: also append a last line that has no end; the file is complete
