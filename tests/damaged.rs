@@ -138,6 +138,9 @@ fn damage_is_an_error_that_says_where_to_continue_and_is_passed_if_asked() {
         let (code, printed, _) =
             command(&[&["tail", "a", "--json", "--skip-damaged", "-n", "4"], at].concat());
         assert_eq!((code, offsets(&printed)), (Some(0), vec![16, 17, 18]));
+        let part = ["read", "a", "--json", "--skip-damaged", "--offset", "2", "--until", "6"];
+        let (code, printed, _) = command(&[&part, at].concat());
+        assert_eq!((code, offsets(&printed)), (Some(0), vec![2, 5]), "what was passed counts");
     };
     stops(&["--url", &url]);
     drop(server);

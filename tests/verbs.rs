@@ -316,13 +316,24 @@ fn reading_from_anywhere(at: &[&str]) {
     assert_eq!(run(&["read", "lines", "--since", "1h"], ""), "one\ntwo\nthree\n");
     assert_eq!(run(&["read", "lines", "--since", "2000-01-01", "--limit", "1"], ""), "one\n");
     assert_eq!(run(&["read", "lines", "--since", "2100-01-01T00:00:00Z"], ""), "");
-    let (code, said) = bad(&[&["read", "lines", "--since", "yesterday"], at].concat(), "");
-    assert!(code == Some(1) && said.contains("15m"), "{said}");
+    for until in ["0", "1", "3", "9"] {
+        let most: usize = until.parse().unwrap();
+        let expected: String = ["one\n", "two\n", "three\n"].into_iter().take(most).collect();
+        assert_eq!(run(&["read", "lines", "--until", until], ""), expected);
+        let rest = expected.strip_prefix("one\n").unwrap_or_default();
+        assert_eq!(run(&["read", "lines", "--offset", "1", "--until", until, "--limit", "5"], ""), rest);
+    }
+    for verb in ["read", "tail"] {
+        let wrong = millstream(&[&[verb, "lines", "--since", "yesterday"], at].concat(), "");
+        let said = String::from_utf8(wrong.stderr).unwrap();
+        assert!(wrong.status.code() == Some(2) && said.contains("15m"), "{said}");
+    }
     let (code, said) = bad(&[&["read", "lines", "--offset", "4"], at].concat(), "");
     assert!(
         code == Some(1) && said.contains("the offset is beyond the end of the log, which is 3"),
         "{said}"
     );
+    tail_from_anywhere(at);
     // Any bytes come out as they went in.
     let bytes: Vec<u8> = (0..=255u8).cycle().take(70_000).collect();
     std::fs::write(path("bytes"), &bytes).unwrap();
@@ -343,11 +354,43 @@ fn reading_from_anywhere(at: &[&str]) {
     assert!(code == Some(1) && said.contains("within a frame") && said.contains("cut"), "{said}");
 }
 
+/// `tail` could begin only so many records before the end, or at a cursor.
+fn tail_from_anywhere(at: &[&str]) {
+    let run = |arguments: &[&str]| good(&[&["tail", "lines"], arguments, at].concat(), "");
+    assert_eq!(run(&["-n", "1"]), "three\n");
+    for (flag, value, expected) in [
+        ("--offset", "1", "two\nthree\n"),
+        ("--offset", "-1", "three\n"),
+        ("--offset", "earliest", "one\ntwo\nthree\n"),
+        ("--offset", "latest", ""),
+        ("--since", "1h", "one\ntwo\nthree\n"),
+        ("--since", "2100-01-01", ""),
+    ] {
+        assert_eq!(run(&[flag, value]), expected, "{flag} {value}");
+        let both = millstream(&[&["tail", "lines", flag, value, "-n", "1"], at].concat(), "");
+        assert_eq!(both.status.code(), Some(2), "{flag} and -n");
+    }
+    let (code, said) = bad(&[&["tail", "lines", "--offset", "4"], at].concat(), "");
+    assert!(code == Some(1) && said.contains("beyond the end of the log, which is 3"), "{said}");
+}
+
 #[test]
 fn records_are_read_from_anywhere_and_as_they_are_on_a_server() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
-    reading_from_anywhere(&["--url", &server.address]);
+    let at = ["--url", &server.address];
+    reading_from_anywhere(&at);
+    for begin in [["--offset", "1"], ["--since", "1h"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+            .args([&["tail", "-f", "lines"], &begin[..], &at].concat())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let first = BufReader::new(child.stdout.take().unwrap()).lines().next().unwrap().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(first, if begin[0] == "--offset" { "two" } else { "one" });
+    }
 }
 
 #[test]

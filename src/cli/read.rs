@@ -1,7 +1,9 @@
 //! `millstream read` and `millstream tail`.
 
 use super::{
-    Outcome, start, stderr, stdout,
+    Outcome,
+    start::{self, Begin},
+    stderr, stdout,
     target::{At, Failure, Target, block_on},
 };
 use millstream::{
@@ -10,10 +12,11 @@ use millstream::{
 };
 use std::process::ExitCode;
 
-/// Print records, each value on its own line
+/// Print records, each value on its own line, from the first one on unless another beginning is given
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream read events --offset 100 --limit 10\n  \
+    millstream read events --offset 100 --until 110\n  \
     millstream read events --offset -2\n  \
     millstream read events --since 15m --json | jq .json.page\n  \
     millstream read events --cursor mailer --limit 100\n  \
@@ -22,16 +25,11 @@ use std::process::ExitCode;
 pub(super) struct Read {
     /// The log
     log: String,
-    /// Where to begin: an offset, -K for the last K records, earliest, or latest
-    #[arg(long, allow_hyphen_values = true, default_value = "earliest", conflicts_with = "since")]
-    offset: StartAt,
-    /// Begin with the first record that was appended at this time or later: 2026-01-02T03:04:05Z, a date, or how long
-    /// ago, such as 15m
-    #[arg(long, value_name = "TIME")]
-    since: Option<String>,
-    /// Begin where this cursor of the log is, which stays there: `cursors set` moves it
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["offset", "since"])]
-    cursor: Option<String>,
+    #[command(flatten)]
+    begin: Begin,
+    /// End before the record at this offset [default: at the end of the log]
+    #[arg(long, value_name = "OFFSET")]
+    until: Option<u64>,
     /// The most records to print [default: all]
     #[arg(long)]
     limit: Option<u64>,
@@ -66,11 +64,14 @@ impl Form {
     }
 }
 
-/// Print the last records of a log, and with --follow new ones as they are appended
+/// Print the last records of a log, or those from a beginning that is given on, and with --follow new ones as they are
+/// appended
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream tail events\n  \
-    millstream tail -f events --lines 0")]
+    millstream tail -f events --lines 0\n  \
+    millstream tail -f events --offset 100\n  \
+    millstream tail -f events --since 15m")]
 pub(super) struct Tail {
     /// The log
     log: String,
@@ -78,11 +79,10 @@ pub(super) struct Tail {
     #[arg(short, long)]
     follow: bool,
     /// How many of the last records to print first
-    #[arg(short = 'n', long, default_value_t = 10)]
+    #[arg(short = 'n', long, default_value_t = 10, conflicts_with_all = ["offset", "since", "cursor"])]
     lines: u64,
-    /// Begin where this cursor of the log is, which stays there: `cursors set` moves it
-    #[arg(long, value_name = "NAME", conflicts_with = "lines")]
-    cursor: Option<String>,
+    #[command(flatten)]
+    begin: Begin,
     /// Print each record as a JSON object with offset and time
     #[arg(long)]
     json: bool,
@@ -97,17 +97,16 @@ impl Read {
     pub(super) fn run(&self) -> Outcome {
         let target = self.at.open()?;
         block_on(async {
-            let offset = match (&self.since, &self.cursor) {
-                (Some(time), _) => target.since(&self.log, time, self.skip_damaged).await?,
-                (None, Some(cursor)) => target.cursor(&self.log, cursor).await?.offset,
-                (None, None) => start::resolve(self.offset, &target, &self.log).await?,
-            };
+            let start = self.begin.at(StartAt::Earliest, &target, &self.log, self.skip_damaged).await?;
+            let from = start::resolve(start, &target, &self.log).await?;
+            let part =
+                Part { from, until: self.until.unwrap_or(u64::MAX), limit: self.limit.unwrap_or(u64::MAX) };
             let form = match (self.raw, self.frames) {
                 (true, _) => Form::Raw,
                 (_, true) => Form::Frames,
                 _ => Form::json_if(self.json),
             };
-            print(&target, &self.log, offset, self.limit.unwrap_or(u64::MAX), form, self.skip_damaged).await
+            print(&target, &self.log, part, form, self.skip_damaged).await
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -118,10 +117,8 @@ impl Tail {
         let target = self.at.open()?;
         block_on(async {
             let form = Form::json_if(self.json);
-            let start = match &self.cursor {
-                Some(cursor) => StartAt::Offset(target.cursor(&self.log, cursor).await?.offset),
-                None => StartAt::Last(self.lines),
-            };
+            let otherwise = StartAt::Last(self.lines);
+            let start = self.begin.at(otherwise, &target, &self.log, self.skip_damaged).await?;
             if self.follow {
                 let Target::Server(client) = &target else {
                     return Err(
@@ -133,7 +130,8 @@ impl Tail {
                 return follow(if self.skip_damaged { tail.skip_damaged() } else { tail }, form).await;
             }
             let from = start::resolve(start, &target, &self.log).await?;
-            print(&target, &self.log, from, u64::MAX, form, self.skip_damaged).await
+            let part = Part { from, until: u64::MAX, limit: u64::MAX };
+            print(&target, &self.log, part, form, self.skip_damaged).await
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -160,21 +158,32 @@ async fn follow(mut tail: client::Tail, form: Form) -> Result<(), Failure> {
     }
 }
 
-/// Prints up to `limit` records, as far as they exist.
+/// A part of a log.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    from: u64,
+    /// The offset after the last record.
+    until: u64,
+    /// The most records.
+    limit: u64,
+}
+
+/// Prints the records of a part of a log, as far as they exist.
 async fn print(
     target: &Target,
     log: &str,
-    offset: u64,
-    limit: u64,
+    part: Part,
     form: Form,
     skip_damaged: bool,
 ) -> Result<(), Failure> {
-    let (mut next, mut left) = (offset, limit);
-    while left > 0 {
-        let range = target.read(log, next, left.min(10_000), skip_damaged).await?;
+    let (mut next, mut left) = (part.from, part.limit);
+    while left > 0 && next < part.until {
+        let most = left.min(part.until - next).min(10_000);
+        let mut range = target.read(log, next, most, skip_damaged).await?;
         if range.next_offset <= next {
             break;
         }
+        range.records.retain(|record| record.offset < part.until); // those that were skipped do not count
         write(&range.records, form)?;
         left -= range.records.len() as u64;
         next = range.next_offset;

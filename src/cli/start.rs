@@ -1,9 +1,49 @@
 //! Where a command begins to read.
 
 use super::target::{Failure, Target};
-use millstream::client::{LogInfo, StartAt};
+use millstream::{
+    client::{LogInfo, StartAt},
+    http::{TIMES, parse_time},
+};
 
-/// The offset that `--offset` means.
+/// The flags that say where to begin.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Begin {
+    /// Begin at an offset, with the last K records (-K), at the earliest record, or latest: after the last one
+    #[arg(long, allow_hyphen_values = true, conflicts_with_all = ["since", "cursor"])]
+    offset: Option<StartAt>,
+    /// Begin with the first record that was appended at this time or later: 2026-01-02T03:04:05Z, a date, or how long
+    /// ago, such as 15m
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "cursor")]
+    since: Option<String>,
+    /// Begin where this cursor of the log is, which stays there: `cursors set` moves it
+    #[arg(long, value_name = "NAME")]
+    cursor: Option<String>,
+}
+
+/// A time, as it was given: how long ago it is counts from when it is used, by the clock of the log.
+fn time(text: &str) -> Result<String, String> {
+    parse_time(text).map(|_| text.to_owned()).ok_or_else(|| format!("it must be {TIMES}"))
+}
+
+impl Begin {
+    /// Where that is; `otherwise` if no flag says it.
+    pub(super) async fn at(
+        &self,
+        otherwise: StartAt,
+        target: &Target,
+        log: &str,
+        skip_damaged: bool,
+    ) -> Result<StartAt, Failure> {
+        Ok(match (&self.since, &self.cursor) {
+            (Some(time), _) => StartAt::Offset(target.since(log, time, skip_damaged).await?),
+            (None, Some(cursor)) => StartAt::Offset(target.cursor(log, cursor).await?.offset),
+            (None, None) => self.offset.unwrap_or(otherwise),
+        })
+    }
+}
+
+/// The offset that this is.
 pub(super) async fn resolve(start: StartAt, target: &Target, log: &str) -> Result<u64, Failure> {
     if let StartAt::Offset(offset) = start {
         return Ok(offset);

@@ -141,7 +141,7 @@ impl Target {
                 Ok(page.records.first().map_or(page.next_offset, |record| record.offset))
             }
             Self::Directory(store) => {
-                let millis = parse_time(time).ok_or_else(|| format!("--since must be {TIMES}"))?;
+                let millis = parse_time(time).ok_or(TIMES)?;
                 Ok(store.get(log)?.offset_since(millis)?)
             }
         }
