@@ -1,5 +1,5 @@
-//! The command line: exit code 0 for success, 1 for failure, 2 for incorrect usage; standard output has nothing but
-//! data.
+//! The command line: exit code 0 for success, 1 for failure, 2 for incorrect usage; of `verify`, 1 for damage and 2 for
+//! failure. Standard output has nothing but data.
 
 mod append;
 mod bench;
@@ -121,6 +121,11 @@ fn serve_with_settings(serve: &serve::Serve) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     serve::Serve::from_arg_matches(found)?.run()
+}
+
+/// So many of something.
+fn counted(count: u64, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
 fn take_serve(command: &mut clap::Command) -> clap::Command {

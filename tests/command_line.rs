@@ -1,4 +1,4 @@
-//! The command line: exit code 2 for incorrect usage, 1 for failure, and a one-line error that says what to do.
+//! The command line: exit code 2 for incorrect usage, 1 for failure (`verify`: 1 for damage, 2 for all else), and a one-line error that says what to do.
 
 #[path = "support/shm.rs"]
 mod shm;
@@ -199,12 +199,57 @@ fn verify_reports_damage_and_repair_fixes_it() {
     assert!(String::from_utf8(repaired.stdout).unwrap().contains("kept as it was"));
     assert_eq!(run(&["verify", dir]).status.code(), Some(0));
     assert_eq!(json(&["repair", dir, "--json"]), serde_json::json!({"damage": [], "kept": []}));
+    let after = run(&["verify", dir]);
+    let printed = String::from_utf8(after.stdout).unwrap();
+    assert!(printed.starts_with("10 records (offsets 0 to 9), 1 segment\n"), "{printed}");
+    assert!(printed.contains("marked so by repair: 1 record\n"), "{printed}");
+    assert_eq!(json(&["verify", dir, "--json"])["lost"], 1);
+    // Also where they are before others that are damaged now, or after them.
+    let bytes = std::fs::read(&segment).unwrap();
+    for (record, at) in [(1, 128), (6, 5 * 128 + 24)] {
+        let mut bytes = bytes.clone();
+        bytes[4096 + at + 50] ^= 1;
+        std::fs::write(&segment, &bytes).unwrap();
+        let found = json(&["verify", dir, "--json"]);
+        assert_eq!((&found["lost"], &found["damage"][0]["first_offset"]), (&1.into(), &record.into()));
+    }
+    std::fs::write(&segment, &bytes).unwrap();
     let log = Log::open(place.path(), options()).unwrap();
     assert!(log.read(3).unwrap().unwrap().is_lost());
     assert_eq!(log.read(4).unwrap().unwrap().value(), [4; 100]);
     assert_eq!(log.append(b"on").unwrap(), 10);
+}
 
-    assert_eq!(failure(&["verify", "/no/such/directory"]).0, Some(1));
+/// A script could not tell a log that is damaged from one that `verify` could not look at; and of a log that could be written to, it
+/// said that `repair` makes it writable.
+#[test]
+fn verify_is_1_for_damage_and_2_if_it_could_not_look() {
+    assert_eq!(failure(&["verify", "/no/such/directory"]).0, Some(2));
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().to_str().unwrap();
+    std::fs::write(place.path().join("thesis.txt"), "precious").unwrap();
+    assert_eq!(failure(&["verify", dir]).0, Some(2));
+    std::fs::remove_file(place.path().join("thesis.txt")).unwrap();
+    log_with(place.path(), 10);
+    let log = Log::open(place.path(), options()).unwrap();
+    let (code, said) = failure(&["verify", dir]);
+    assert!(code == Some(2) && said.contains("in use"), "{said}");
+    log.roll().unwrap();
+    log.append(b"in the next segment").unwrap();
+    log.close().unwrap();
+    Log::open(place.path(), options()).unwrap().close().unwrap(); // which seals the first one
+    let segment = place.path().join("00000000000000000000.seg");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[4096 + 3 * 128 + 50] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let log = Log::open(place.path(), options()).unwrap();
+    log.append(b"it can be written to").unwrap();
+    log.close().unwrap();
+    let (code, said) = failure(&["verify", dir]);
+    assert!(
+        code == Some(1) && said.contains("millstream repair") && !said.contains("writable again"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -276,7 +321,8 @@ fn verify_and_repair_say_which_logs_a_directory_has() {
     for verb in ["verify", "repair"] {
         let (code, said) = failure(&[verb, place.path().to_str().unwrap()]);
         let one = place.path().join("a").display().to_string();
-        assert!(code == Some(1) && said.contains("(a, b):") && said.contains(&one), "{said}");
+        let expected = if verb == "verify" { 2 } else { 1 };
+        assert!(code == Some(expected) && said.contains("(a, b):") && said.contains(&one), "{said}");
     }
 }
 
@@ -358,7 +404,8 @@ fn an_output_error_is_one_line() {
         let output =
             Command::new(env!("CARGO_BIN_EXE_millstream")).args(arguments).stdout(full()).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        let looks = arguments[0] == "verify" && arguments[1] != "--help"; // 1 would mean that there is damage
+        assert_eq!(output.status.code(), Some(if looks { 2 } else { 1 }), "{arguments:?}: {said}");
         assert!(
             said.contains("cannot write to standard output") && said.lines().count() == 1,
             "{arguments:?}: {said}"

@@ -1,11 +1,15 @@
 //! `millstream verify`.
 
-use super::{Outcome, must_be_log, other_owner, progress, stderr, stdout};
-use millstream::Damage;
+use super::{Outcome, counted, must_be_log, other_owner, progress, stderr, stdout, target::Failure};
+use millstream::{Damage, Report};
 use serde_json::{Value, json};
 use std::{ops::Range, path::PathBuf, process::ExitCode};
 
-/// Check every record of a log on disk; changes nothing. The exit code is 1 if there is damage
+/// Check every record of a log on disk; changes nothing
+///
+/// The exit code is 0 if all is well, 1 if there is damage, and 2 if that could not be found out: there is no such
+/// directory, for example, or a server has the log open. Records that `repair` has marked as lost are counted, and are no
+/// damage.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream verify data/default\n  \
@@ -43,8 +47,18 @@ fn records(offsets: Range<u64>) -> String {
     }
 }
 
+/// The exit code if it is not known whether there is damage.
+const NOT_KNOWN: u8 = 2;
+
 impl Verify {
     pub(super) fn run(&self) -> Outcome {
+        self.look().or_else(|error| {
+            stderr::say(format_args!("millstream: {error}"));
+            Ok(NOT_KNOWN.into())
+        })
+    }
+
+    fn look(&self) -> Outcome {
         must_be_log(&self.dir)?;
         let bar = progress::segments();
         let shm_dir = Some(&*self.shm_dir).filter(|at| at.as_os_str() != "none");
@@ -66,23 +80,12 @@ impl Verify {
             };
             let all = json!({
                 "first_offset": first, "next_offset": next, "segments": report.segments, "damage": damage,
+                "lost": report.lost,
                 "torn": paths(&report.torn), "backings": paths(&report.backings),
             });
             stdout::line(format_args!("{all}"))?;
         } else {
-            stdout::line(format_args!("{}, {} segments", records(first..next), report.segments))?;
-            for damage in &report.damage {
-                stdout::line(format_args!("damaged: {damage}"))?;
-            }
-            for path in &report.torn {
-                stdout::line(format_args!("cut off after a crash, and kept: {}", path.display()))?;
-            }
-            for path in &report.backings {
-                stdout::line(format_args!(
-                    "memory of a process that was killed, for the next opening: {}",
-                    path.display()
-                ))?;
-            }
+            print(&report)?;
         }
         if report.damage.is_empty() {
             if !self.json {
@@ -91,9 +94,33 @@ impl Verify {
             return Ok(ExitCode::SUCCESS);
         }
         stderr::say(format_args!(
-            "millstream: damage was found; `millstream repair {}` makes the log writable again",
+            "millstream: damage was found; `millstream repair {}` keeps the damaged files aside, and marks what is \
+             lost, so that readers pass it and the log can be written to",
             self.dir.display()
         ));
         Ok(ExitCode::FAILURE)
     }
+}
+
+/// Prints what was found.
+fn print(report: &Report) -> Result<(), Failure> {
+    let segments = counted(report.segments as u64, "segment");
+    stdout::line(format_args!("{}, {segments}", records(report.first..report.next)))?;
+    for damage in &report.damage {
+        stdout::line(format_args!("damaged: {damage}"))?;
+    }
+    if report.lost > 0 {
+        let lost = counted(report.lost, "record");
+        stdout::line(format_args!("lost to earlier damage, and marked so by repair: {lost}"))?;
+    }
+    for path in &report.torn {
+        stdout::line(format_args!("cut off after a crash, and kept: {}", path.display()))?;
+    }
+    for path in &report.backings {
+        stdout::line(format_args!(
+            "memory of a process that was killed, for the next opening: {}",
+            path.display()
+        ))?;
+    }
+    Ok(())
 }

@@ -19,6 +19,9 @@ pub struct Report {
     pub segments: usize,
     /// Everything that is damaged; empty if all is well. A torn end that was never durable is not damage.
     pub damage: Vec<Damage>,
+    /// How many records were lost to damage before, and are [marked](crate::Record::is_lost) so by
+    /// [`repair`](crate::repair). They are no damage.
+    pub lost: u64,
     /// Files with torn ends of segments, which were cut off when the log was opened after a crash. Nobody was told that
     /// these records were stored, unless the disk has lost what it had reported as written.
     pub torn: Vec<PathBuf>,
@@ -75,6 +78,7 @@ pub(crate) fn verify_on(
         next: survey.segments.last().map_or(0, recovery::SurveyedSegment::end),
         segments: survey.segments.len(),
         damage: survey.damage,
+        lost: survey.lost,
         torn: survey.torn,
         backings: backings.collect(),
     })

@@ -1,6 +1,6 @@
 //! The frames from the start of a segment, up to the first that does not verify. No I/O.
 
-use crate::frame::{self, Key, MORE, WORD};
+use crate::frame::{self, Key, LOST, MORE, WORD};
 
 /// The frames from the start of a segment, as long as each verifies and follows the one before.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub(crate) struct Scan {
     pub(crate) times: (u64, u64),
     /// The CRC in the last frame.
     pub(crate) last_crc: Option<u32>,
+    /// How many of the records are marks of lost ones.
+    pub(crate) lost: u32,
 }
 
 /// What the footer says about the frames.
@@ -33,9 +35,41 @@ impl Scan {
         Summary { words: self.words, times: self.times, last_crc: self.last_crc }
     }
 
+    /// Extends the scan by the frames that follow in `bytes`, which must start with all frames scanned so far.
+    pub(crate) fn go_on(self, bytes: &[u8], key: Key) -> Self {
+        let (mut positions, mut word, mut time) = (self.positions, self.words as usize, self.times.0);
+        let (mut count, mut lost) = (positions.len(), self.lost);
+        let mut whole = Self { positions: Vec::new(), ..self }; // up to the end of the last whole batch
+        while let Some(rest) = bytes.get(word * WORD..)
+            && let Some(found) = frame::decode(rest, key)
+        {
+            if found.record as usize != positions.len() {
+                break;
+            }
+            if positions.is_empty() {
+                time = found.frame.time;
+            }
+            positions.push(word as u32);
+            word += found.frame.words() as usize;
+            lost += u32::from(found.frame.flags & LOST != 0);
+            if found.frame.flags & MORE == 0 {
+                (count, whole.lost) = (positions.len(), lost);
+                (whole.words, whole.times) = (word as u32, (time, found.frame.time));
+                whole.last_crc = Some(frame::claimed_crc(rest, key).0);
+            }
+        }
+        positions.truncate(count);
+        Self { positions, ..whole }
+    }
+
     /// The scan without the records from `records` on.
     pub(crate) fn first(mut self, bytes: &[u8], key: Key, records: u32) -> Self {
         let Some(&word) = self.positions.get(records as usize) else { return self };
+        let is_lost = |at: &&u32| {
+            let found = bytes.get(**at as usize * WORD..).and_then(frame::parse);
+            found.is_some_and(|frame| frame.flags & LOST != 0)
+        };
+        self.lost -= self.positions[records as usize..].iter().filter(is_lost).count() as u32;
         self.positions.truncate(records as usize);
         let last = self.positions.last().and_then(|&at| bytes.get(frame::in_bytes(at)..));
         self.words = word;
@@ -101,7 +135,7 @@ pub(super) mod tests {
         let bytes = frames(&[(0, 0, 0), (1, 1, MORE), (2, 2, 0), (3, 3, MORE), (4, 4, MORE)]);
         let found = scan(&bytes, KEY);
         let last_crc = Some(u32::from_le_bytes(*bytes[64..].first_chunk().unwrap()));
-        assert_eq!(found, Scan { positions: vec![0, 4, 8], words: 12, times: (10, 12), last_crc });
+        assert_eq!(found, Scan { positions: vec![0, 4, 8], words: 12, times: (10, 12), last_crc, lost: 0 });
         assert_eq!(scan(&bytes, Key::test(4)), Scan::default(), "another segment's key");
         assert_eq!(scan(&frames(&[(1, 0, 0)]), KEY), Scan::default(), "the first record must be 0");
     }
@@ -117,13 +151,13 @@ pub(super) mod tests {
 
     #[test]
     fn the_first_records_of_a_scan_do_not_depend_on_those_after_them() {
-        let bytes = frames(&[(0, 0, 0), (1, 1, 0), (2, 2, 0)]);
+        let bytes = frames(&[(0, 0, LOST), (1, 1, 0), (2, 2, LOST)]);
         for records in 0..4 {
             let fewer = scan(&bytes[..(records as usize * 32).min(bytes.len())], KEY);
             let first = scan(&bytes, KEY).first(&bytes, KEY, records);
             assert_eq!(
-                (first.positions, first.words, first.last_crc),
-                (fewer.positions, fewer.words, fewer.last_crc)
+                (first.positions, first.words, first.last_crc, first.lost),
+                (fewer.positions, fewer.words, fewer.last_crc, records.div_ceil(2).min(2))
             );
         }
     }

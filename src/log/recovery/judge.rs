@@ -18,7 +18,7 @@
 use crate::{
     chunk::ChunkPosition,
     disk::BLOCK,
-    frame::{self, MORE},
+    frame::{self, LOST, MORE, WORD},
     segment::{
         FRAMES, file,
         header::Header,
@@ -77,6 +77,8 @@ pub(in crate::log) struct Wreck {
     /// The disk could not read the header, or something after the break.
     pub(super) unreadable: bool,
     pub(super) rest: Rest,
+    /// How many of the survivors are marks of lost records.
+    pub(super) lost: u32,
 }
 
 /// What is known about records after the last known one of a damaged segment.
@@ -109,23 +111,26 @@ impl Rest {
     }
 }
 
-/// Judges a segment. `bytes` is its file from the first frame on.
-pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
-    let region = known.footer.map_or(bytes.len(), |footer| frame::in_bytes(footer.words).min(bytes.len()));
-    let certain = records_for_certain(known, region);
-    let scan = scan::scan_with(&bytes[..region], header.key(), certain.unwrap_or(0));
+/// Judges a segment. `bytes` is its file from the first frame on. Also returns how many of its records are marks of lost
+/// ones.
+pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> (State, u32) {
+    let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
+    let scan = scan::scan(&bytes[..region], header.key());
     // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
     let unmarked = known.mark.is_none()
         && known.records_before_next.is_none()
         && bytes[frame::in_bytes(scan.words)..].iter().any(|&byte| byte != 0);
     let unreadable = known.header == HeaderState::Unreadable
         || unmarked
-        || bytes.unreadable().iter().any(|bad| bad.end > frame::in_bytes(scan.words));
+        || bytes.unreadable().iter().any(|bad| bad.end > scan.words as usize * WORD);
+    let lost = scan.lost;
     let evidence = Evidence { header, known, bytes, region, scan, unreadable };
-    match certain {
+    let state = match records_for_certain(known, region) {
         Some(all) => evidence.judge_known(all),
         None => evidence.judge_by_frames(),
-    }
+    };
+    let lost = if let State::Damaged(wreck) = &state { wreck.lost } else { lost };
+    (state, lost)
 }
 
 /// What a segment is judged by.
@@ -225,8 +230,8 @@ fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
 /// What is left of a segment that had `durable` durable records, given its bytes and the frames found after the break.
 pub(super) fn wreck(frames: &[u8], scan: &Scan, later: &search::Later, durable: u32) -> Wreck {
     let mut survivors = Survivors::all(&scan.positions);
-    let mut words = scan.words;
-    let frame_at = |word: u32| frames.get(frame::in_bytes(word)..).and_then(frame::parse);
+    let (mut words, mut lost) = (scan.words, scan.lost);
+    let frame_at = |word: u32| frames.get(word as usize * WORD..).and_then(frame::parse);
     let end = later_end(later, durable.max(scan.records()), |word| {
         frame_at(word).is_some_and(|frame| frame.flags & MORE == 0)
     });
@@ -234,10 +239,11 @@ pub(super) fn wreck(frames: &[u8], scan: &Scan, later: &search::Later, durable: 
         survivors.extend_to(record + 1);
         survivors.set(record, word);
         words = word + frame_at(word).map_or(0, |frame| frame.words());
+        lost += u32::from(frame_at(word).is_some_and(|frame| frame.flags & LOST != 0));
     }
     survivors.extend_to(end);
     let whole = ChunkPosition { records: scan.records(), words: scan.words };
-    Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None }
+    Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None, lost }
 }
 
 /// The end of a log that was durable up to `durable`: after the last whole batch that follows without a gap, as on an

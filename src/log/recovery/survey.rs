@@ -44,6 +44,8 @@ pub(in crate::log) struct Survey {
     pub(in crate::log) missing: Vec<Range<u64>>,
     /// The torn ends that earlier openings have cut off and kept.
     pub(in crate::log) torn: Vec<PathBuf>,
+    /// How many of the records whose frames were read are marks of lost ones.
+    pub(in crate::log) lost: u64,
 }
 
 /// One segment file.
@@ -124,7 +126,7 @@ fn look(
     bases.sort_unstable();
 
     let torn = aside::torn_files(dir, &names);
-    let mut survey = Survey { segments: Vec::new(), damage: Vec::new(), missing: Vec::new(), torn };
+    let mut survey = Survey { segments: Vec::new(), damage: Vec::new(), missing: Vec::new(), torn, lost: 0 };
     let mut outlines = read_outlines(disk, dir, &bases, &mut survey.damage)?;
     for n in 0..outlines.len() {
         outlines[n].next = outlines.get(n + 1).map(|next| next.decoded.header.base);
@@ -145,7 +147,9 @@ fn look(
                     (State::Sealed(*footer), false)
                 } else {
                     let read = next_read().unwrap_or_else(|| unreachable!("it is to be read"));
-                    examine(outline, read.map_err(Error::io("read", &outline.path))?)
+                    let examined = examine(outline, read.map_err(Error::io("read", &outline.path))?);
+                    survey.lost += u64::from(examined.lost);
+                    (examined.state, examined.has_unreadable_zeros)
                 };
                 let segment = outline.surveyed(state, has_unreadable_zeros);
                 note_damage(&segment, deep, &mut survey.damage);
@@ -372,15 +376,24 @@ fn read_frames(disk: &dyn Disk, outline: &Outline, deep: bool) -> io::Result<Reg
     Region::read(&*file, outline.length, deep)
 }
 
-/// Judges a segment that was read; also returns whether it has [unreadable zeros](SurveyedSegment::has_unreadable_zeros).
-fn examine(outline: &Outline, bytes: Region) -> (State, bool) {
+/// What is known of a segment that was read.
+struct Examined {
+    state: State,
+    /// See [`SurveyedSegment::has_unreadable_zeros`].
+    has_unreadable_zeros: bool,
+    /// How many of its records are marks of lost ones.
+    lost: u32,
+}
+
+/// Judges a segment that was read.
+fn examine(outline: &Outline, bytes: Region) -> Examined {
     let Outline { decoded: Decoded { header, .. }, state, mark, footer, next, .. } = outline;
     let records_before_next = next.map(|next| next - header.base);
     let unreadable = !bytes.unreadable().is_empty();
     let known = Known { mark: *mark, footer: *footer, records_before_next, header: *state };
-    let state = judge(header, &known, bytes);
+    let (state, lost) = judge(header, &known, bytes);
     let has_unreadable_zeros = unreadable && !matches!(state, State::Damaged(_));
-    (state, has_unreadable_zeros)
+    Examined { state, has_unreadable_zeros, lost }
 }
 
 fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
