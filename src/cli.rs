@@ -1,5 +1,5 @@
 //! The command line: exit code 0 for success, 1 for failure, 2 for incorrect usage; of `verify`, 1 for damage and 2 for
-//! failure. Standard output has nothing but data.
+//! failure; 128 more than the number of a signal that has ended a command. Standard output has nothing but data.
 
 mod append;
 mod bench;
@@ -71,7 +71,8 @@ pub(crate) fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         stderr::say(format_args!("millstream: {error}"));
-        ExitCode::FAILURE
+        let interrupted = error.downcast_ref::<signals::Interrupted>();
+        interrupted.map_or(ExitCode::FAILURE, |interrupted| signals::exit_code(interrupted.signal))
     })
 }
 

@@ -171,7 +171,7 @@ fn a_second_signal_ends_an_append_at_once() {
         std::thread::sleep(Duration::from_millis(300));
         assert!(child.try_wait().unwrap().is_none(), "{first}: what was read is still to be sent");
         signal(&child, "-TERM");
-        assert_eq!(ends(&mut child, Duration::from_secs(5)), Some(1));
+        assert_eq!(ends(&mut child, Duration::from_secs(5)), Some(143));
         let output = child.wait_with_output().unwrap();
         assert!(text(&output.stderr).contains("interrupted by a second signal"), "{}", text(&output.stderr));
         assert!(text(&output.stdout).contains("records appended to a"), "{}", text(&output.stdout));
@@ -197,7 +197,7 @@ fn a_second_signal_ends_an_append_to_a_directory_at_once() {
     std::thread::sleep(Duration::from_millis(100));
     assert!(child.try_wait().unwrap().is_none(), "what was read is still to be appended");
     signal(&child, "-TERM");
-    assert_eq!(ends(&mut child, Duration::from_secs(5)), Some(1));
+    assert_eq!(ends(&mut child, Duration::from_secs(5)), Some(143));
     let output = child.wait_with_output().unwrap();
     assert!(text(&output.stderr).contains("interrupted by a second signal"), "{}", text(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -271,8 +271,25 @@ fn a_signal_ends_an_import_that_passes_over_what_is_stored() {
         signal(&child, "-TERM");
         assert_eq!(ends(&mut child, Duration::from_secs(10)), Some(143), "{at:?}");
         let output = child.wait_with_output().unwrap();
-        assert_eq!(text(&output.stdout), "0 records appended to i\n");
+        let said = "millstream: interrupted before anything was appended\n";
+        assert_eq!((text(&output.stdout), text(&output.stderr)), (String::new(), said.to_owned()));
     });
+}
+
+/// Its JSON was that of a success.
+#[test]
+fn a_signal_before_the_server_was_reached_is_an_error_in_json() {
+    for (name, number) in [("-INT", 130), ("-TERM", 143)] {
+        let mut child = command(&["append", "a", "--json", "--url", "127.0.0.1:1"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(500)); // until it tries
+        signal(&child, name);
+        assert_eq!(ends(&mut child, Duration::from_secs(10)), Some(number));
+        let output = child.wait_with_output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let error = report["error"].as_str().unwrap();
+        assert!(text(&output.stderr).contains(error) && error.contains("interrupted"), "{report}");
+        assert_eq!((&report["records"], &report["uncertain"]), (&0.into(), &false.into()), "{report}");
+    }
 }
 
 /// It ended at the first attempt to create the log.

@@ -6,7 +6,7 @@ mod sink;
 use super::{
     Cli, Outcome, progress,
     settings::SettingsFlags,
-    signals::{self, Signals},
+    signals::{self, Interrupted, Signals},
     size, stderr, stdout,
     target::{At, Failure, Target, block_on},
 };
@@ -270,7 +270,9 @@ impl Append {
         let mut signals = Signals::new()?;
         let begun = tokio::select! {
             begun = self.begin(target, place, input) => begun?,
-            signal = signals.next() => return Ok(Done { signalled: Some(signal), ..Done::default() }),
+            signal = signals.next() => {
+                return Err(Interrupted { signal, what: "interrupted before anything was appended" }.into());
+            }
         };
         let Begun { mut sink, records, passed_over, mut lasting } = begun;
         let (mut done, mut signalled) = (Done { passed_over, ..Done::default() }, None);
@@ -284,7 +286,7 @@ impl Append {
                     error = &mut lasting => break Err(Failure::from(error)),
                     signal = signals.next() => match stop.take() {
                         Some(stop) => (signalled, _) = (Some(signal), stop.send(())),
-                        None => break Err("interrupted by a second signal".into()),
+                        None => break Err(Interrupted { signal, what: "interrupted by a second signal" }.into()),
                     },
                 }
             }

@@ -20,7 +20,7 @@ mod tails;
 
 use super::{
     Outcome,
-    signals::{self, Signals},
+    signals::{self, Interrupted, Signals},
     size, stdout,
     target::{At, Failure, Target, block_on},
 };
@@ -152,7 +152,9 @@ impl Bench {
         };
         let deleted = tokio::select! {
             deleted = delete_logs(target, created.get()) => deleted,
-            _ = signals.next() => Err("interrupted again: not all of its logs are deleted".into()),
+            signal = signals.next() => {
+                Err(Interrupted { signal, what: "interrupted again: not all of its logs are deleted" }.into())
+            }
         };
         let ended = ended?;
         deleted?;

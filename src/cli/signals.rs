@@ -30,6 +30,14 @@ impl Signals {
     }
 }
 
+/// A signal has ended a command before it was done.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub(super) struct Interrupted {
+    pub(super) signal: u8,
+    pub(super) what: &'static str,
+}
+
 /// How shells report a command that a signal has ended.
 pub(super) fn exit_code(signal: u8) -> ExitCode {
     ExitCode::from(128 + signal)
