@@ -52,7 +52,7 @@ fn more_than_a_segment_has_room_for_is_appended_in_parts() {
         let done = run(&["append", "small", "--import", "again"], lines.as_bytes());
         assert_eq!(text(&done.stdout), "20000 records appended to small, offsets 20000 to 39999\n");
         let done = run(&["append", "small", "--import", "again"], (lines + "one more\n").as_bytes());
-        let said = "1 records appended to small, offset 40000; 20000 stored before were passed over\n";
+        let said = "1 record appended to small, offset 40000; 20000 stored before were passed over\n";
         assert_eq!(text(&done.stdout), said);
     });
 }
@@ -99,10 +99,10 @@ fn an_import_leaves_a_line_without_its_end_for_the_next_run() {
         assert!(text(&import("1\n2\nhal", &["--json"]).stdout).contains("\"unfinished\":true"));
         assert!(!text(&import("1\n2\n", &["--json"]).stdout).contains("unfinished"));
         assert!(
-            text(&import("1\n2\nhalf\n4", &[]).stdout).starts_with("1 records appended to grow, offset 2;")
+            text(&import("1\n2\nhalf\n4", &[]).stdout).starts_with("1 record appended to grow, offset 2;")
         );
-        assert!(text(&import("1\n2\nhalf\n4", &["--last-line"]).stdout).starts_with("1 records"));
-        assert!(text(&import("1\n2\nhalf\n4\n5\n", &[]).stdout).starts_with("1 records"));
+        assert!(text(&import("1\n2\nhalf\n4", &["--last-line"]).stdout).starts_with("1 record "));
+        assert!(text(&import("1\n2\nhalf\n4\n5\n", &[]).stdout).starts_with("1 record "));
         assert_eq!(text(&run(&["read", "grow"], b"").stdout), "1\n2\nhalf\n4\n5\n");
     });
 }

@@ -153,7 +153,7 @@ fn an_import_of_a_file_that_grows(at: &[&str]) {
     assert_eq!(run(import("a\nb\n", "g")), "2 records appended to grow, offsets 0 to 1\n");
     let again = "0 records appended to grow; 2 stored before were passed over\n";
     assert_eq!(run(import("a\nb\n", "g")), again);
-    let grown = "1 records appended to grow, offset 2; 2 stored before were passed over\n";
+    let grown = "1 record appended to grow, offset 2; 2 stored before were passed over\n";
     assert_eq!(run(import("a\nb\nc\n", "g")), grown);
     for other in ["x\ny\n", "a\nb\n", "a\nb\nd\n"] {
         let (code, said) = fail(import(other, "g"));
@@ -163,7 +163,7 @@ fn an_import_of_a_file_that_grows(at: &[&str]) {
     let other = [import("a\nb\nc\n[1]\n", "g"), vec!["--format".to_owned(), "ndjson".to_owned()]].concat();
     let (code, said) = fail(other);
     assert!(code == Some(1) && said.contains("were taken as lines, and not as ndjson"), "{said}");
-    assert_eq!(run(import("x\n", "h")), "1 records appended to grow, offset 3\n");
+    assert_eq!(run(import("x\n", "h")), "1 record appended to grow, offset 3\n");
     assert_eq!(good(&[&["read", "grow"], at].concat(), ""), "a\nb\nc\nx\n");
 }
 

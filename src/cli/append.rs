@@ -4,7 +4,7 @@ mod input;
 mod sink;
 
 use super::{
-    Cli, Outcome, progress,
+    Cli, Outcome, counted, progress,
     settings::SettingsFlags,
     signals::{self, Interrupted, Signals},
     size, stderr, stdout,
@@ -227,6 +227,7 @@ impl Append {
         };
         let passed = match passed_over {
             0 => String::new(),
+            1 => "; 1 stored before was passed over".to_owned(),
             over => format!("; {over} stored before were passed over"),
         };
         let all = match failure {
@@ -236,7 +237,8 @@ impl Append {
             Some(_) => "; then it failed",
             None => "",
         };
-        stdout::line(format_args!("{stored} records appended to {}{at}{passed}{all}", self.log))?;
+        let stored = counted(*stored, "record");
+        stdout::line(format_args!("{stored} appended to {}{at}{passed}{all}", self.log))?;
         Ok(done)
     }
 

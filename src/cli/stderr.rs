@@ -3,6 +3,7 @@
 //! The server's log goes through a bounded queue to a thread of its own. Lines that do not fit into the queue are
 //! counted, and the count is reported later; errors of writing are ignored.
 
+use super::counted;
 use std::{
     io::{self, Write},
     sync::{
@@ -69,8 +70,11 @@ fn write_all(items: &Receiver<Item>, lost: &AtomicU64, out: &mut impl Write) {
             Item::Line(line) => {
                 let lost = lost.swap(0, Ordering::Relaxed); // a counter that orders nothing else
                 if lost > 0 {
-                    let _ =
-                        writeln!(out, "{lost} lines are missing here: standard error was read too slowly");
+                    let _ = writeln!(
+                        out,
+                        "{} missing here: standard error was read too slowly",
+                        counted(lost, "line")
+                    );
                 }
                 let _ = out.write_all(&line); // it may no longer have a reader
             }
@@ -123,7 +127,7 @@ mod tests {
         let mut out = Sometimes(Vec::new(), 0);
         write_all(&items, &lost, &mut out);
         let text = String::from_utf8(out.0).unwrap();
-        assert!(text.contains('2'), "{text:?}");
+        assert!(text.contains("2 lines"), "{text:?}");
         assert_eq!(lost.load(Ordering::Relaxed), 0);
     }
 }
