@@ -292,6 +292,31 @@ fn a_signal_before_the_server_was_reached_is_an_error_in_json() {
     }
 }
 
+/// It said that "another producer of this id has taken over", of which its user knows nothing.
+#[test]
+fn an_import_that_another_run_has_taken_over_says_so_by_its_name() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let import = ["append", "a", "--import", "dump", "--url", &server.address];
+    let mut first = command(&import).spawn().unwrap();
+    let mut input = first.stdin.take().unwrap();
+    input.write_all(b"1\n").unwrap();
+    while text(&run(&["read", "a", "--url", &server.address], b"").stdout) != "1\n" {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let second = run(&import, b"1\n2\n");
+    let said = "1 record appended to a, offset 1; 1 stored before was passed over\n";
+    assert_eq!(text(&second.stdout), said);
+    input.write_all(b"2\n").unwrap();
+    drop(input);
+    assert_eq!(ends(&mut first, Duration::from_secs(10)), Some(1));
+    let output = first.wait_with_output().unwrap();
+    let said = "millstream: another run of the import \"dump\" has taken over\n";
+    assert_eq!(text(&output.stderr), said);
+    assert_eq!(text(&output.stdout), "1 record appended to a, offset 0; then it failed\n");
+    assert_eq!(text(&run(&["read", "a", "--url", &server.address], b"").stdout), "1\n2\n");
+}
+
 /// It ended at the first attempt to create the log.
 #[test]
 fn an_append_that_creates_its_log_waits_for_a_server_as_others_do() {

@@ -130,9 +130,10 @@ impl Append {
             Cli::command().error(ErrorKind::MissingRequiredArgument, error).exit();
         }
         let mut target = None;
-        let done = self
+        let mut done = self
             .append_file(&mut target)
             .unwrap_or_else(|failure| Done { failure: Some(failure), ..Done::default() });
+        done.failure = done.failure.map(|failure| self.in_own_words(failure));
         let Done { signalled, failure, .. } = self.report(done)?;
         match (failure, signalled) {
             (Some(failure), Some(_)) => {
@@ -186,6 +187,16 @@ impl Append {
     fn open(&self) -> Result<File, Failure> {
         let path = self.file.display();
         Ok(File::open(&self.file).map_err(|error| format!("cannot open {path}: {error}"))?)
+    }
+
+    /// A failure in the words of this command, which has imports, and no producers.
+    fn in_own_words(&self, failure: Failure) -> Failure {
+        match (&self.import, failure.downcast_ref::<client::Error>()) {
+            (Some(name), Some(client::Error::TakenOver { .. })) => {
+                format!("another run of the import {name:?} has taken over").into()
+            }
+            _ => failure,
+        }
     }
 
     /// Says what was done. If that is not all, and nothing was stored, the failure says it.
