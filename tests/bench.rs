@@ -199,6 +199,43 @@ fn the_logs_are_deleted_if_not_all_can_be_created_and_after_a_signal() {
     }
 }
 
+/// It printed nothing of what it had measured.
+#[test]
+fn a_signal_ends_the_measuring_and_what_was_measured_is_printed() {
+    let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path(), &[]);
+    let url = format!("http://{}", server.address);
+    for (at, more) in [
+        (["--url", &url], &[][..]),
+        (["--url", &url], &["--session", "--tails", "1"]),
+        (["--url", &url], &["--rate", "200"]),
+        (["--data", directory.path().to_str().unwrap()], &[]),
+    ] {
+        let running = Command::new(env!("CARGO_BIN_EXE_millstream"))
+            .args(["bench", "--json", "--warm-up", "0", "--seconds", "60"])
+            .args([&at, more].concat())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        kill_process(Pid::from_child(&running), Signal::INT).unwrap();
+        let output = running.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let number = |value: &serde_json::Value| value.as_f64().unwrap();
+        let (time, appends) = (number(&report["interrupted_after_seconds"]), &report["appends"]);
+        assert!((0.1..30.0).contains(&time), "{more:?}: {time}");
+        let rate = number(&appends["requests"]) / time;
+        assert!(
+            rate > 0.0 && (rate / number(&appends["requests_per_second"]) - 1.0).abs() < 0.001,
+            "{report}"
+        );
+        assert_eq!((&appends["failed"], &appends["first_failure"]), (&0.into(), &().into()), "{report}");
+        assert_latency(appends);
+    }
+    assert_eq!(logs(&server), ["default"]);
+}
+
 #[test]
 fn a_page_needs_nothing_else_and_failures_are_said() {
     let data = tempfile::tempdir().unwrap();

@@ -41,7 +41,8 @@ use std::{
 ///
 /// Appends records at the highest rate, or at a fixed one (--rate), from one thread: to a server, or with --data to logs in
 /// this process, without a server. Prints progress every second, and a summary at the end. The logs are called bench-0,
-/// bench-1, …; they must not exist, and are deleted at the end, also after SIGINT or SIGTERM.
+/// bench-1, …; they must not exist, and are deleted at the end. SIGINT or SIGTERM ends the measuring: what was answered
+/// until then is printed, and the exit code is that of the signal.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 #[command(after_help = "Examples:\n  \
     millstream bench\n  \
@@ -130,40 +131,49 @@ impl Bench {
             self.html.as_ref().map(|path| std::fs::File::create(path).map_err(|error| said(path, &error)));
         let page = page.transpose()?;
         let target = self.at.open()?;
-        let measured = match block_on(self.measure(&target))? {
-            Ended::Measured(measured) => measured,
-            Ended::Signalled(signal) => return Ok(signals::exit_code(signal)),
-        };
-        if let (Some(path), Some(mut page)) = (&self.html, page) {
-            page.write_all(report::html(self, &measured).as_bytes()).map_err(|error| said(path, &error))?;
+        let (Ended { measured, signalled }, deleted) = block_on(self.measure(&target))?;
+        if let Some(measured) = &measured {
+            if let (Some(path), Some(mut page)) = (&self.html, page) {
+                page.write_all(report::html(self, measured).as_bytes())
+                    .map_err(|error| said(path, &error))?;
+            }
+            let text = if self.json { report::json(self, measured)? } else { report::table(self, measured) };
+            stdout::write(|out| out.write_all(text.as_bytes()))?;
         }
-        let text = if self.json { report::json(self, &measured)? } else { report::table(self, &measured) };
-        stdout::write(|out| out.write_all(text.as_bytes()))?;
-        Ok(if measured.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        deleted?;
+        Ok(match (signalled, measured) {
+            (Some(signal), _) => signals::exit_code(signal),
+            (None, Some(measured)) if measured.failed() == 0 => ExitCode::SUCCESS,
+            (None, _) => ExitCode::FAILURE,
+        })
     }
 
-    /// Creates the logs, runs the load, and deletes the logs that it has created, however that has ended.
-    async fn measure(&self, target: &Target) -> Result<Ended, Failure> {
+    /// Creates the logs, runs the load, and deletes the logs that it has created, however that has ended. Also returns
+    /// whether they are deleted.
+    async fn measure(&self, target: &Target) -> Result<(Ended, Result<(), Failure>), Failure> {
         let mut signals = Signals::new()?;
         let created = Cell::new(0);
-        let ended = tokio::select! {
-            measured = self.create_and_load(target, &created) => measured.map(|measured| Ended::Measured(Box::new(measured))),
-            signal = signals.next() => Ok(Ended::Signalled(signal)),
-        };
+        let ended = self.create_and_load(target, &created, &mut signals).await;
         let deleted = tokio::select! {
             deleted = delete_logs(target, created.get()) => deleted,
             signal = signals.next() => {
                 Err(Interrupted { signal, what: "interrupted again: not all of its logs are deleted" }.into())
             }
         };
-        let ended = ended?;
-        deleted?;
-        Ok(ended)
+        Ok((ended?, deleted))
     }
 
-    async fn create_and_load(&self, target: &Target, created: &Cell<u32>) -> Result<Measured, Failure> {
-        self.create_logs(target, created).await?;
-        load::run(self, target).await
+    async fn create_and_load(
+        &self,
+        target: &Target,
+        created: &Cell<u32>,
+        signals: &mut Signals,
+    ) -> Result<Ended, Failure> {
+        tokio::select! {
+            created = self.create_logs(target, created) => created?,
+            signal = signals.next() => return Ok(Ended { measured: None, signalled: Some(signal) }),
+        }
+        load::run(self, target, signals).await
     }
 
     /// Counts in `created` those that it has created, or is about to.
@@ -224,8 +234,9 @@ async fn delete_logs(target: &Target, count: u32) -> Result<(), Failure> {
 }
 
 /// How a run has ended.
-enum Ended {
-    Measured(Box<Measured>),
-    /// By the signal of this number.
-    Signalled(u8),
+struct Ended {
+    /// Nothing if it was interrupted before the time that is measured.
+    measured: Option<Box<Measured>>,
+    /// The number of the signal that has ended it.
+    signalled: Option<u8>,
 }

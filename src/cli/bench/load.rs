@@ -1,12 +1,12 @@
 //! The load: what sends requests, and what follows the logs, all on one thread.
 
 use super::{
-    Bench, Failure, embedded, http1, http2, log_name,
+    Bench, Ended, Failure, embedded, http1, http2, log_name,
     run::Run,
-    series::{Measured, Second, millis},
+    series::{Second, millis},
     tails,
 };
-use crate::cli::{stderr, target::Target};
+use crate::cli::{signals::Signals, stderr, target::Target};
 use millstream::store::OpenLog;
 use std::{
     fmt::Display,
@@ -19,8 +19,8 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 /// How long requests on their way, and tails, are waited for at the end.
 const MAX_WAIT_FOR_ANSWERS: Duration = Duration::from_secs(10);
 
-/// Runs the load on logs that exist, and prints progress every second.
-pub(super) async fn run(bench: &Bench, target: &Target) -> Result<Measured, Failure> {
+/// Runs the load on logs that exist, and prints progress every second. Ends at a signal.
+pub(super) async fn run(bench: &Bench, target: &Target, signals: &mut Signals) -> Result<Ended, Failure> {
     let logs: Rc<[Arc<OpenLog>]> = match target {
         Target::Server(_) => Rc::new([]),
         Target::Directory(store) => {
@@ -29,17 +29,25 @@ pub(super) async fn run(bench: &Bench, target: &Target) -> Result<Measured, Fail
     };
     let run = Rc::new(Run::new(bench));
     let tasks = LocalSet::new();
-    let answered = tasks.run_until(until_all_is_answered(&run, target, &logs)).await;
+    let (answered, signalled) = tokio::select! {
+        answered = tasks.run_until(until_all_is_answered(&run, target, &logs)) => (answered, None),
+        signal = signals.next() => (true, Some(signal)),
+    };
     drop(tasks);
     let run = Rc::into_inner(run).ok_or("a part of the load did not end")?;
     let mut measured = run.measured.into_inner();
+    if signalled.is_some() {
+        // What is on its way is no failure.
+        let measured = measured.interrupt(Instant::now()).then(|| Box::new(measured));
+        return Ok(Ended { measured, signalled });
+    }
     let unanswered = measured.unanswered(bench.rate);
     if unanswered > 0 || !answered {
         measured.appends.failed_many(unanswered.max(1), || {
             "requests were not sent, or not answered within 10 s after the end".to_owned()
         });
     }
-    Ok(measured)
+    Ok(Ended { measured: Some(Box::new(measured)), signalled })
 }
 
 /// Returns whether all was answered in time.

@@ -12,8 +12,8 @@ const QUANTILES: [(&str, f64); 6] =
     [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999), ("max", 1.0)];
 
 /// Requests, records and bytes per second.
-fn rates(bench: &Bench, series: &Series) -> [f64; 3] {
-    [series.requests, series.records, series.bytes].map(|count| count as f64 / bench.duration().as_secs_f64())
+fn rates(series: &Series) -> [f64; 3] {
+    [series.requests, series.records, series.bytes].map(|count| count as f64 / series.time().as_secs_f64())
 }
 
 /// What was measured, by name: appends, and what else was asked for.
@@ -31,12 +31,15 @@ pub(super) fn table(bench: &Bench, measured: &Measured) -> String {
     if let Some(wanted) = bench.rate {
         row("wanted per second", wanted.to_string());
     }
+    if measured.is_interrupted {
+        row("interrupted after s", format!("{:.1}", measured.appends.time().as_secs_f64()));
+    }
     let several = kinds(bench, measured).count() > 1;
     for (kind, series) in kinds(bench, measured) {
         if several {
             row(kind, String::new());
         }
-        let [requests, records, bytes] = rates(bench, series);
+        let [requests, records, bytes] = rates(series);
         match kind {
             "tails" => {}
             _ if bench.session => row("batches per second", format!("{requests:.0}")),
@@ -61,8 +64,8 @@ fn quantiles(latency: &Histogram<u64>) -> serde_json::Value {
     serde_json::Value::Object(all.collect())
 }
 
-fn series_json(bench: &Bench, series: &Series) -> serde_json::Value {
-    let [requests, records, bytes] = rates(bench, series);
+fn series_json(series: &Series) -> serde_json::Value {
+    let [requests, records, bytes] = rates(series);
     let seconds = series.seconds.iter().map(|second| {
         serde_json::json!({
             "requests": second.requests, "failed": second.failed, "latency_ms": quantiles(&second.latency),
@@ -80,7 +83,10 @@ fn series_json(bench: &Bench, series: &Series) -> serde_json::Value {
 pub(super) fn json(bench: &Bench, measured: &Measured) -> Result<String, Failure> {
     let mut report = serde_json::json!({ "settings": bench });
     for (kind, series) in kinds(bench, measured) {
-        report[kind] = series_json(bench, series);
+        report[kind] = series_json(series);
+    }
+    if measured.is_interrupted {
+        report["interrupted_after_seconds"] = measured.appends.time().as_secs_f64().into();
     }
     Ok(format!("{}\n", serde_json::to_string(&report)?))
 }

@@ -66,6 +66,11 @@ impl Series {
         }
     }
 
+    /// For how long it measures, or has measured.
+    pub(super) fn time(&self) -> Duration {
+        self.most
+    }
+
     /// The second that this time is in; `None` before and after what is measured.
     fn second(&mut self, at: Instant) -> Option<&mut Second> {
         let since = at.duration_since(self.begun).checked_sub(self.warm_up)?;
@@ -133,12 +138,24 @@ pub(super) struct Measured {
     pub(super) reads: Series,
     /// What tails have got; their latency counts from when an append was due.
     pub(super) tails: Series,
+    /// Whether it was ended before its time.
+    pub(super) is_interrupted: bool,
 }
 
 impl Measured {
     pub(super) fn new(begun: Instant, warm_up: Duration, most: Duration, by_due: bool) -> Self {
         let series = || Series::new(begun, warm_up, most, by_due);
-        Self { appends: series(), reads: series(), tails: series() }
+        Self { appends: series(), reads: series(), tails: series(), is_interrupted: false }
+    }
+
+    /// Ends what is measured; returns whether that had begun.
+    pub(super) fn interrupt(&mut self, now: Instant) -> bool {
+        self.is_interrupted = true;
+        for series in [&mut self.appends, &mut self.reads, &mut self.tails] {
+            let measured = now.duration_since(series.begun).saturating_sub(series.warm_up);
+            series.most = measured.min(series.most);
+        }
+        !self.appends.most.is_zero()
     }
 
     pub(super) fn all(&self) -> [&Series; 3] {
