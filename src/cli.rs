@@ -20,6 +20,7 @@ mod target;
 mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use millstream::{client, store};
 use std::process::ExitCode;
 
 /// A commit log: append records, read them by offset.
@@ -71,9 +72,32 @@ pub(crate) fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         stderr::say(format_args!("millstream: {error}"));
-        let interrupted = error.downcast_ref::<signals::Interrupted>();
-        interrupted.map_or(ExitCode::FAILURE, |interrupted| signals::exit_code(interrupted.signal))
+        match error.downcast_ref::<signals::Interrupted>() {
+            Some(interrupted) => signals::exit_code(interrupted.signal),
+            None if is_usage(&*error) => ExitCode::from(2),
+            None => ExitCode::FAILURE,
+        }
     })
+}
+
+/// Incorrect usage that is not found where flags are parsed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Whether the arguments, or the settings, were wrong, whatever the state of logs and server.
+fn is_usage(error: &(dyn std::error::Error + 'static)) -> bool {
+    use millstream::Error as LogError;
+    if let Some(error) = error.downcast_ref::<client::Error>() {
+        return matches!(error, client::Error::BadUrl { .. } | client::Error::BadName { .. });
+    }
+    let of_log = match error.downcast_ref::<store::Error>() {
+        Some(store::Error::BadName { .. }) => return true,
+        Some(store::Error::Log(error)) => Some(error),
+        _ => error.downcast_ref::<LogError>(),
+    };
+    error.is::<Usage>()
+        || matches!(of_log, Some(LogError::BadOptions { .. } | LogError::BadCursor | LogError::BadProducer))
 }
 
 /// Makes a write beyond the limit of file sizes (`ulimit -f`) fail like a write to a full disk, instead of ending the

@@ -4,13 +4,13 @@ mod input;
 mod sink;
 
 use super::{
-    Cli, Outcome, counted, progress,
+    Outcome, Usage, counted, progress,
     settings::SettingsFlags,
     signals::{self, Interrupted, Signals},
     size, stderr, stdout,
     target::{At, Failure, Target, block_on},
 };
-use clap::{CommandFactory, ValueEnum, error::ErrorKind};
+use clap::ValueEnum;
 use indicatif::ProgressBar;
 use input::{Input, Next, Records};
 use millstream::{
@@ -126,8 +126,7 @@ struct Begun {
 impl Append {
     pub(super) fn run(&self) -> Outcome {
         if !self.create && self.settings.is_some() {
-            let error = "settings are for a new log: they need --create";
-            Cli::command().error(ErrorKind::MissingRequiredArgument, error).exit();
+            return Err(Usage("settings are for a new log: they need --create".to_owned()).into());
         }
         let mut target = None;
         let mut done = self

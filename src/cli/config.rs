@@ -2,7 +2,7 @@
 //! variable, and that over the file. Which settings there are, and by which old names they still work, is written down
 //! once, in [`Serve`](super::serve::Serve): a setting's key is its flag with _ instead of -.
 
-use super::target::Failure;
+use super::{Usage, target::Failure};
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};
 use std::{fmt::Write, path::Path};
 
@@ -31,25 +31,24 @@ pub(super) fn with_old_variables(command: Command) -> Command {
 pub(super) fn with_file(command: Command, path: &Path) -> Result<Command, Failure> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    let table: toml::Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| format!("{shown} is not TOML: {}", one_line(&error.to_string())))?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        Usage(format!("{shown} is not TOML: {}", one_line(&error.to_string())))
+    })?;
     let mut command = command;
     for (key, value) in table {
         let named =
             |argument: &&Arg| argument.get_id() == key.as_str() || old_names(argument).any(|old| old == key);
         let setting = command.get_arguments().find(named).map(|argument| argument.get_id().clone());
         let Some(id) = setting.filter(|id| !NOT_SETTINGS.contains(&id.as_str())) else {
-            return Err(format!(
-                "{shown} has {key:?}, which is not a setting; --print-config prints all settings"
-            )
-            .into());
+            let error =
+                format!("{shown} has {key:?}, which is not a setting; --print-config prints all settings");
+            return Err(Usage(error).into());
         };
         let value = match value {
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Boolean(yes) => yes.to_string(),
-            other => return Err(format!("{shown}: {key} cannot be {}", other.type_str()).into()),
+            other => return Err(Usage(format!("{shown}: {key} cannot be {}", other.type_str())).into()),
         };
         command = command.mut_arg(id, |argument| argument.default_value(value));
     }

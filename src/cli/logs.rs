@@ -35,8 +35,8 @@ enum Command {
         /// The log's name
         log: String,
         /// Settings as a JSON object; see docs/api.md. Flags take precedence over it
-        #[arg(long, default_value = "{}")]
-        settings: String,
+        #[arg(long, default_value = "{}", value_parser = settings)]
+        settings: LogSettings,
         #[command(flatten)]
         flags: SettingsFlags,
     },
@@ -94,7 +94,7 @@ impl Logs {
                     }
                 }
                 Command::Create { log, settings, flags } => {
-                    self.show(&[target.create(log, &flags.over(parse_settings(settings)?)).await?])?;
+                    self.show(&[target.create(log, &flags.over(settings.clone())).await?])?;
                 }
                 Command::Describe { log } => self.show(&[target.describe(log).await?])?,
                 Command::Delete { log } => {
@@ -160,9 +160,7 @@ impl Logs {
     }
 }
 
-fn parse_settings(text: &str) -> Result<LogSettings, String> {
+fn settings(text: &str) -> Result<LogSettings, String> {
     let parsed = text.parse();
-    parsed.map_err(|error| {
-        format!("--settings must be a JSON object, such as {{\"values\":\"json\"}}: {error}")
-    })
+    parsed.map_err(|error| format!("it must be a JSON object, such as {{\"values\":\"json\"}}: {error}"))
 }

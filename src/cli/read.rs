@@ -1,7 +1,7 @@
 //! `millstream read` and `millstream tail`.
 
 use super::{
-    Outcome,
+    Outcome, Usage,
     start::{self, Begin},
     stderr, stdout,
     target::{At, Failure, Target, block_on},
@@ -121,10 +121,9 @@ impl Tail {
             let start = self.begin.at(otherwise, &target, &self.log, self.skip_damaged).await?;
             if self.follow {
                 let Target::Server(client) = &target else {
-                    return Err(
-                        "--follow takes a server: nobody adds records to a directory that is open here"
-                            .into(),
-                    );
+                    let error =
+                        "--follow takes a server: nobody adds records to a directory that is open here";
+                    return Err(Usage(error.to_owned()).into());
                 };
                 let tail = client.tail(&self.log, start)?;
                 return follow(if self.skip_damaged { tail.skip_damaged() } else { tail }, form).await;

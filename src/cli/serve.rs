@@ -4,7 +4,7 @@ mod names;
 mod open_files;
 mod stop;
 
-use super::{Outcome, size, stderr::Lines, target::Failure};
+use super::{Outcome, Usage, size, stderr::Lines, target::Failure};
 use clap::{ValueEnum, builder::RangedU64ValueParser, value_parser};
 use millstream::{
     Durability, Options,
@@ -184,7 +184,7 @@ fn filter() -> Result<EnvFilter, Failure> {
     let given =
         ["MILLSTREAM_LOG_FILTER", "MILLSTREAM_LOG"].into_iter().find(|name| std::env::var_os(name).is_some());
     let Some(name) = given else { return Ok(EnvFilter::new(FILTER)) };
-    Ok(EnvFilter::try_from_env(name).map_err(|error| format!("{name} is not a filter: {error}"))?)
+    Ok(EnvFilter::try_from_env(name).map_err(|error| Usage(format!("{name} is not a filter: {error}")))?)
 }
 
 impl Serve {
@@ -241,9 +241,12 @@ impl Serve {
         let stop = stop::signalled(stderr)?;
         let server = Server::bind(self.listen.resolved, settings).map_err(|error| {
             if error.kind() == std::io::ErrorKind::InvalidInput && error.raw_os_error().is_none() {
-                return format!("--max-http-memory-bytes: {error} (--max-body-bytes, --max-decoded-bytes)");
+                let error =
+                    format!("--max-http-memory-bytes: {error} (--max-body-bytes, --max-decoded-bytes)");
+                return Failure::from(Usage(error));
             }
-            format!("cannot listen at {}: {error}; name another address with --listen", self.listen.given)
+            let at = &self.listen.given;
+            format!("cannot listen at {at}: {error}; name another address with --listen").into()
         })?;
         let store = Store::open(&self.data, self.store_options(open_logs))?;
         let address = server.address()?;

@@ -1,5 +1,6 @@
 //! Where a command finds its logs: on a server, or in a directory that no server has open.
 
+use super::Usage;
 use clap::Args;
 use millstream::{
     Log,
@@ -45,7 +46,7 @@ impl At {
     fn url(&self) -> Result<String, Failure> {
         let given = match std::env::var(URL) {
             _ if self.url.is_some() => self.url.clone(),
-            Err(error @ VarError::NotUnicode(_)) => return Err(format!("{URL}: {error}").into()),
+            Err(error @ VarError::NotUnicode(_)) => return Err(Usage(format!("{URL}: {error}")).into()),
             variable => variable.ok().filter(|url| !url.is_empty()),
         };
         Ok(given.unwrap_or_else(|| "http://127.0.0.1:4437".to_owned()))
