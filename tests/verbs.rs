@@ -438,6 +438,24 @@ fn a_log_is_created_by_its_first_append_with_settings_as_flags() {
     settings_as_flags(&["--data", directory.path().to_str().unwrap()]);
 }
 
+/// It was refused, while `serve` makes its directory.
+#[test]
+fn a_directory_for_a_new_log_is_made() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    for verb in [&["append", "a", "--create"][..], &["logs", "create", "a"]] {
+        let data = path(verb[0]);
+        good(&[verb, &["--data", &data]].concat(), "");
+        assert!(good(&["logs", "list", "--data", &data], "").contains("\na "), "{verb:?}");
+    }
+    for verb in
+        [&["append", "a"][..], &["read", "a"], &["logs", "list"], &["append", "a", "no-file", "--create"]]
+    {
+        let (code, said) = bad(&[verb, &["--data", &path("no")]].concat(), "");
+        assert!(code == Some(1) && !place.path().join("no").exists(), "{verb:?}: {said}");
+    }
+}
+
 /// An address in the environment made `--data` unusable.
 #[test]
 fn a_flag_takes_precedence_over_an_address_in_the_environment() {

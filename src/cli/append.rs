@@ -158,7 +158,8 @@ impl Append {
             Format::Frames => Split::Frames,
         };
         let input = Input::new(Box::new(bar.wrap_read(from)), split);
-        let opened = match self.at.open()? {
+        let found = if self.create { self.at.open_or_create() } else { self.at.open() };
+        let opened = match found? {
             // One that is stopped is as good as away, however long it keeps the connection.
             Target::Server(client) => {
                 let max_silence = Duration::from_secs(self.patience).min(client::MAX_SILENCE);

@@ -70,7 +70,8 @@ struct Trimmed<'a> {
 
 impl Logs {
     pub(super) fn run(&self) -> Outcome {
-        let target = self.at.open()?;
+        let creates = matches!(self.command, Command::Create { .. });
+        let target = if creates { self.at.open_or_create() } else { self.at.open() }?;
         block_on(async {
             match &self.command {
                 Command::List => {

@@ -35,8 +35,13 @@ pub(super) enum Target {
 
 impl At {
     pub(super) fn open(&self) -> Result<Target, Failure> {
+        self.data.as_deref().map_or(Ok(()), super::must_exist)?;
+        self.open_or_create()
+    }
+
+    /// Like [`open`](Self::open), but makes a directory that does not exist, as `serve` does.
+    pub(super) fn open_or_create(&self) -> Result<Target, Failure> {
         let Some(data) = &self.data else { return Ok(Target::Server(Box::new(Client::new(&self.url()?)?))) };
-        super::must_exist(data)?;
         Ok(Target::Directory(Box::new(Store::open(
             data,
             StoreOptions::default().with_scrub_bytes_per_second(0),
