@@ -474,6 +474,35 @@ fn a_flag_takes_precedence_over_an_address_in_the_environment() {
     assert!(!with("http://127.0.0.1:1", &on_server).status.success());
 }
 
+/// It was for `serve` only.
+#[test]
+fn a_directory_in_the_environment_is_used_unless_an_address_is_given() {
+    let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path(), &[]);
+    let with = |url: &str, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command.args(arguments).env("MILLSTREAM_URL", url).env("MILLSTREAM_DATA", directory.path());
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    assert_eq!(with("", &["logs", "create", "here"]).0, Some(0));
+    let is_there = |(code, said): (Option<i32>, String)| {
+        assert_eq!(code, Some(0), "{said}");
+        said.contains("here")
+    };
+    assert!(is_there(with("", &["logs", "list"])));
+    let elsewhere = data.path().with_extension("other");
+    assert!(!is_there(with(&server.address, &["logs", "list"])), "an address goes before it");
+    assert!(!is_there(with("", &["logs", "list", "--url", &server.address])), "and so does a flag");
+    std::fs::create_dir(&elsewhere).unwrap();
+    assert!(!is_there(with("", &["logs", "list", "--data", elsewhere.to_str().unwrap()])));
+    std::fs::remove_dir_all(&elsewhere).unwrap();
+    assert_eq!(with("", &["bench", "--session"]).0, Some(2));
+    let _server = Server::start(directory.path(), &[]);
+    let (code, said) = with("", &["logs", "list"]);
+    assert!(code == Some(1) && said.contains("MILLSTREAM_DATA names it") && said.contains("--url"), "{said}");
+}
+
 /// A list was read as the members of the settings, one after the other.
 #[test]
 fn settings_are_a_json_object_and_nothing_else() {

@@ -19,7 +19,7 @@ mod series;
 mod tails;
 
 use super::{
-    Outcome,
+    Outcome, Usage,
     signals::{self, Interrupted, Signals},
     size, stdout,
     target::{At, Failure, Target, block_on},
@@ -131,6 +131,9 @@ impl Bench {
             self.html.as_ref().map(|path| std::fs::File::create(path).map_err(|error| said(path, &error)));
         let page = page.transpose()?;
         let target = self.at.open()?;
+        if matches!(target, Target::Directory(_)) && (self.session || self.http2) {
+            return Err(Usage("--session and --http2 take a server".to_owned()).into()); // where a variable names a directory
+        }
         let (Ended { measured, signalled }, deleted) = block_on(self.measure(&target))?;
         if let Some(measured) = &measured {
             if let (Some(path), Some(mut page)) = (&self.html, page) {

@@ -3,12 +3,12 @@
 use super::Usage;
 use clap::Args;
 use millstream::{
-    Log,
+    Error as LogError, Log,
     client::{self, Client, CursorInfo, LogInfo, Page, Record},
     http::{TIMES, parse_time},
     store::{self, LogSettings, Store, StoreOptions},
 };
-use std::{env::VarError, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf};
 
 pub(super) type Failure = Box<dyn std::error::Error>;
 
@@ -16,16 +16,25 @@ pub(super) type Failure = Box<dyn std::error::Error>;
 #[derive(Debug, Clone, Args)]
 pub(super) struct At {
     /// The server's address [env: `MILLSTREAM_URL`] [default: `http://127.0.0.1:4437`]
-    // The variable is not clap's, for which it would contradict --data.
+    // The variables are not clap's, for which they would contradict the flags.
     #[arg(long, global = true)]
     url: Option<String>,
-    /// A directory of logs to use instead of a server; no server may have it open
+    /// A directory of logs to use instead of a server; no server may have it open [env: `MILLSTREAM_DATA`, unless an address is
+    /// given]
     #[arg(long, global = true, conflicts_with = "url")]
     data: Option<PathBuf>,
 }
 
 /// The environment variable with the server's address.
 const URL: &str = "MILLSTREAM_URL";
+/// The environment variable with the directory, of `serve` as well.
+const DATA: &str = "MILLSTREAM_DATA";
+
+/// Where the logs are, by the flags and the environment.
+enum Place {
+    Server(String),
+    Directory(PathBuf),
+}
 
 /// The server or the directory that a command works on.
 pub(super) enum Target {
@@ -34,27 +43,40 @@ pub(super) enum Target {
 }
 
 impl At {
+    /// A flag goes before a variable, and an address before a directory: where a variable names the directory of a server,
+    /// another one may name the address by which others use it.
+    fn place(&self) -> Result<Place, Failure> {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let not_text = |url: OsString| Usage(format!("{URL} is not text: {}", url.display()));
+        Ok(match (&self.url, &self.data, variable(URL), variable(DATA)) {
+            (Some(url), ..) => Place::Server(url.clone()),
+            (_, Some(data), ..) => Place::Directory(data.clone()),
+            (_, _, Some(url), _) => Place::Server(url.into_string().map_err(not_text)?),
+            (.., Some(data)) => Place::Directory(data.into()),
+            _ => Place::Server("http://127.0.0.1:4437".to_owned()),
+        })
+    }
+
     pub(super) fn open(&self) -> Result<Target, Failure> {
-        self.data.as_deref().map_or(Ok(()), super::must_exist)?;
+        if let Place::Directory(data) = self.place()? {
+            super::must_exist(&data)?;
+        }
         self.open_or_create()
     }
 
     /// Like [`open`](Self::open), but makes a directory that does not exist, as `serve` does.
     pub(super) fn open_or_create(&self) -> Result<Target, Failure> {
-        let Some(data) = &self.data else { return Ok(Target::Server(Box::new(Client::new(&self.url()?)?))) };
-        Ok(Target::Directory(Box::new(Store::open(
-            data,
-            StoreOptions::default().with_scrub_bytes_per_second(0),
-        )?)))
-    }
-
-    fn url(&self) -> Result<String, Failure> {
-        let given = match std::env::var(URL) {
-            _ if self.url.is_some() => self.url.clone(),
-            Err(error @ VarError::NotUnicode(_)) => return Err(Usage(format!("{URL}: {error}")).into()),
-            variable => variable.ok().filter(|url| !url.is_empty()),
+        let data = match self.place()? {
+            Place::Server(url) => return Ok(Target::Server(Box::new(Client::new(&url)?))),
+            Place::Directory(data) => data,
         };
-        Ok(given.unwrap_or_else(|| "http://127.0.0.1:4437".to_owned()))
+        match Store::open(data, StoreOptions::default().with_scrub_bytes_per_second(0)) {
+            Ok(store) => Ok(Target::Directory(Box::new(store))),
+            Err(error @ store::Error::Log(LogError::InUse { .. })) if self.data.is_none() => {
+                Err(format!("{error}; {DATA} names it: give the address of its server with --url").into())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
