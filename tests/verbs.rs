@@ -416,6 +416,20 @@ fn settings_as_flags(at: &[&str]) {
     for setting in ["\"values\":\"json\"", "\"retention_bytes\":10737418240", "\"record_bytes\":1024"] {
         assert!(described.contains(setting), "{setting}: {described}");
     }
+    // What is described as text was without them, and without id and durability.
+    let json: serde_json::Value = serde_json::from_str(&described).unwrap();
+    let text = run(&["logs", "describe", "a"], "");
+    let lines: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    for (name, value) in [
+        ("id", json["id"].as_str().unwrap()),
+        ("durability", "disk"),
+        ("durable_offset", "1"),
+        ("values", "json"),
+        ("retention_bytes", "10737418240"),
+        ("record_bytes", "1024"),
+    ] {
+        assert!(lines.contains(&vec![name, value]), "{name} {value}: {text}");
+    }
     // The log is there: the same settings, or none, are no contradiction.
     run(&[&["append", "a"], &flags[..]].concat(), "2\n");
     run(&["append", "a", "--create"], "3\n");

@@ -40,7 +40,7 @@ enum Command {
         #[command(flatten)]
         flags: SettingsFlags,
     },
-    /// Describe one log: offsets, size, and what is damaged; with --json, also its settings
+    /// Describe one log: offsets, size, id, durability, settings, and what is damaged
     Describe {
         /// The log's name
         log: String,
@@ -97,7 +97,7 @@ impl Logs {
                 Command::Create { log, settings, flags } => {
                     self.show(&[target.create(log, &flags.over(settings.clone())).await?])?;
                 }
-                Command::Describe { log } => self.show(&[target.describe(log).await?])?,
+                Command::Describe { log } => self.describe(&target.describe(log).await?)?,
                 Command::Delete { log } => {
                     target.delete(log).await?;
                     if self.json {
@@ -147,18 +147,40 @@ impl Logs {
         for LogInfo { name, first_offset, next_offset, bytes, .. } in logs {
             stdout::line(format_args!("{name:width$}  {first_offset:>12}  {next_offset:>12}  {bytes:>14}"))?;
         }
-        for (name, damage) in logs.iter().flat_map(|log| log.damage.iter().map(|damage| (&log.name, damage)))
-        {
-            let (first, next) = (damage.first_offset, damage.next_offset);
-            let records = match next.saturating_sub(first) {
-                0 => format!("in the segment at offset {first}"),
-                1 => format!("offset {first}"),
-                _ => format!("offsets {first} to {}", next - 1),
-            };
-            stdout::line(format_args!("{name} is damaged, {records}: {}", damage.reason))?;
+        logs.iter().try_for_each(show_damage)
+    }
+
+    fn describe(&self, log: &LogInfo) -> Result<(), Failure> {
+        self.show(std::slice::from_ref(log))?;
+        if self.json {
+            return Ok(());
+        }
+        let all = serde_json::to_value(log)?;
+        let own = ["id", "durability", "durable_offset", "not_writable"].map(|name| (name, all.get(name)));
+        // The log's durability is above, wherever it comes from.
+        let settings =
+            all["settings"].as_object().into_iter().flatten().filter(|(name, _)| *name != "durability");
+        let settings = settings.map(|(name, value)| (name.as_str(), Some(value)));
+        for (name, value) in own.into_iter().chain(settings) {
+            let Some(value) = value else { continue };
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            stdout::line(format_args!("{name:<18} {text}"))?;
         }
         Ok(())
     }
+}
+
+fn show_damage(log: &LogInfo) -> Result<(), Failure> {
+    for damage in &log.damage {
+        let (first, next) = (damage.first_offset, damage.next_offset);
+        let records = match next.saturating_sub(first) {
+            0 => format!("in the segment at offset {first}"),
+            1 => format!("offset {first}"),
+            _ => format!("offsets {first} to {}", next - 1),
+        };
+        stdout::line(format_args!("{} is damaged, {records}: {}", log.name, damage.reason))?;
+    }
+    Ok(())
 }
 
 fn settings(text: &str) -> Result<LogSettings, String> {
