@@ -137,15 +137,16 @@ fn serve_with_settings(serve: &serve::Serve) -> Outcome {
         settings = config::with_file(settings, path)?;
     }
     settings = config::with_old_variables(settings);
+    let unknown_variables = config::unknown_variables(&settings);
     // Exits with 2 if a value is invalid.
     let matches = command.mut_subcommand("serve", |_| settings.clone()).get_matches();
-    let Some((_, found)) = matches.subcommand() else { return serve.run() };
+    let Some((_, found)) = matches.subcommand() else { return serve.run(&unknown_variables) };
     if serve.print_config {
         let text = config::print(&settings, found, serve.config.is_some());
         stdout::write(|out| out.write_all(text.as_bytes()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    serve::Serve::from_arg_matches(found)?.run()
+    serve::Serve::from_arg_matches(found)?.run(&unknown_variables)
 }
 
 /// So many of something.

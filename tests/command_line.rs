@@ -378,6 +378,24 @@ fn settings_still_work_by_their_old_names() {
     }
 }
 
+/// It was ignored without a word.
+#[test]
+fn a_variable_that_is_no_setting_is_named_in_a_warning() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    // The data directory is not a directory, so that the server exits.
+    command.args(["serve", "--data", "/dev/null", "--listen", "127.0.0.1:0"]);
+    command.env("MILLSTREAM_SHM_DIR", shm::dir()).env("MILLSTREAM_GRACE_SECOND", "1");
+    // These are known: two names of settings, an old name, and what is not of `serve`.
+    for known in ["MILLSTREAM_MAX_BODY", "MILLSTREAM_IDLE_SECONDS", "MILLSTREAM_BODY_SECONDS"] {
+        command.env(known, "100000");
+    }
+    command.env("MILLSTREAM_URL", "localhost").env("MILLSTREAM_LOG_FILTER", "warn");
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let warned: Vec<_> = said.lines().filter(|line| line.contains("no setting has this variable")).collect();
+    assert!(warned.len() == 1 && warned[0].contains("variable=MILLSTREAM_GRACE_SECOND"), "{said}");
+}
+
 /// What was done was done, and then the command panicked; and help that nobody got was a success.
 #[test]
 fn an_output_error_is_one_line() {

@@ -2,12 +2,21 @@
 //! variable, and that over the file. Which settings there are, and by which old names they still work, is written down
 //! once, in [`Serve`](super::serve::Serve): a setting's key is its flag with _ instead of -.
 
-use super::{Usage, target::Failure};
+use super::{
+    Usage, serve,
+    target::{self, Failure},
+};
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};
 use std::{fmt::Write, path::Path};
 
 /// The arguments of `serve` that are not settings.
 const NOT_SETTINGS: [&str; 3] = ["config", "print_config", "help"];
+
+/// What the names of environment variables begin with.
+const PREFIX: &str = "MILLSTREAM_";
+
+/// The variables that are not settings of `serve` by a flag's name.
+const OTHERS: [&str; 3] = [target::URL, serve::LOG_FILTERS[0], serve::LOG_FILTERS[1]];
 
 /// The old names of a setting, as in files: those that `serve` has as aliases of its flag.
 fn old_names(argument: &Arg) -> impl Iterator<Item = String> {
@@ -18,13 +27,24 @@ fn old_names(argument: &Arg) -> impl Iterator<Item = String> {
 /// names take precedence.
 pub(super) fn with_old_variables(command: Command) -> Command {
     command.mut_args(|argument| {
-        let value = old_names(&argument)
-            .find_map(|old| std::env::var_os(format!("MILLSTREAM_{}", old.to_uppercase())));
+        let value =
+            old_names(&argument).find_map(|old| std::env::var_os(format!("{PREFIX}{}", old.to_uppercase())));
         match value {
             Some(value) => argument.default_value(value),
             None => argument,
         }
     })
+}
+
+/// The environment variables that look like settings, and are none: their names may be misspelt.
+pub(super) fn unknown_variables(command: &Command) -> Vec<String> {
+    let of_settings = command.get_arguments().flat_map(|argument| {
+        let old = old_names(argument).map(|old| format!("{PREFIX}{}", old.to_uppercase()));
+        argument.get_env().map(|variable| variable.to_string_lossy().into_owned()).into_iter().chain(old)
+    });
+    let known: Vec<String> = of_settings.chain(OTHERS.map(str::to_owned)).collect();
+    let set = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    set.filter(|name| name.starts_with(PREFIX) && !known.contains(name)).collect()
 }
 
 /// Returns the command with the file's settings as defaults.
@@ -104,7 +124,7 @@ mod tests {
             let name = argument.get_id().as_str();
             assert_eq!(argument.get_long(), Some(&*name.replace('_', "-")));
             let variable = argument.get_env().map(|variable| variable.to_string_lossy().into_owned());
-            assert_eq!(variable, Some(format!("MILLSTREAM_{}", name.to_uppercase())));
+            assert_eq!(variable, Some(format!("{PREFIX}{}", name.to_uppercase())));
         }
     }
 }

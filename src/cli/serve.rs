@@ -178,17 +178,19 @@ const SHM_DIR: &str = "/dev/shm";
 /// What is logged by default. h2 warns of each connection whose client resets streams, as often as that happens.
 const FILTER: &str = "info,h2=error";
 
+/// The environment variable that says what is logged, and its old name.
+pub(super) const LOG_FILTERS: [&str; 2] = ["MILLSTREAM_LOG_FILTER", "MILLSTREAM_LOG"];
+
 /// What is logged, as the environment says it.
 fn filter() -> Result<EnvFilter, Failure> {
-    // The second one is the old name.
-    let given =
-        ["MILLSTREAM_LOG_FILTER", "MILLSTREAM_LOG"].into_iter().find(|name| std::env::var_os(name).is_some());
+    let given = LOG_FILTERS.into_iter().find(|name| std::env::var_os(name).is_some());
     let Some(name) = given else { return Ok(EnvFilter::new(FILTER)) };
     Ok(EnvFilter::try_from_env(name).map_err(|error| Usage(format!("{name} is not a filter: {error}")))?)
 }
 
 impl Serve {
-    pub(super) fn run(&self) -> Outcome {
+    /// Serves, and says of these variables that they are no settings.
+    pub(super) fn run(&self, unknown_variables: &[String]) -> Outcome {
         let filter = filter()?;
         self.check_shm_dir()?;
         let stderr = Lines::new()?;
@@ -202,6 +204,9 @@ impl Serve {
             LogFormat::Json => subscriber.json().flatten_event(true).init(),
         }
 
+        for variable in unknown_variables {
+            tracing::warn!(%variable, "no setting has this variable; --print-config prints all settings");
+        }
         let done = self.serve(&stderr);
         stderr.flush(LAST_LINES);
         done

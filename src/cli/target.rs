@@ -26,7 +26,7 @@ pub(super) struct At {
 }
 
 /// The environment variable with the server's address.
-const URL: &str = "MILLSTREAM_URL";
+pub(super) const URL: &str = "MILLSTREAM_URL";
 /// The environment variable with the directory, of `serve` as well.
 const DATA: &str = "MILLSTREAM_DATA";
 
