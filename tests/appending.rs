@@ -76,6 +76,14 @@ fn an_append_that_fails_says_what_it_has_appended() {
             (&2.into(), &30_000.into(), Some(1))
         );
         assert!(report["error"].as_str().unwrap().contains("record 3: "), "{report}");
+        // As the help says: corrected, and run again, it appends the rest.
+        let import = ["append", "part", "--format", "ndjson", "--import", "again", "--json"];
+        let records = |done: Output| {
+            let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+            (done.status.code(), report["records"].as_u64().unwrap(), report["passed_over"].as_u64().unwrap())
+        };
+        assert_eq!(records(run(&import, b"1\n2\n{\n4\n")), (Some(1), 2, 0), "{at:?}");
+        assert_eq!(records(run(&import, b"1\n2\n3\n4\n")), (Some(0), 2, 2), "{at:?}");
         let failed = run(&["append", "part", "--format", "ndjson"], b"1\n\n2\n\n{\n");
         assert!(text(&failed.stderr).contains("record 3 (line 5): the value must be JSON"), "{at:?}");
     });

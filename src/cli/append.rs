@@ -36,7 +36,10 @@ use tokio::sync::{oneshot, watch};
 /// If the server cannot be reached, batches are sent again, and each is stored only once. With --import, the command
 /// can be run again after an interruption, or when the file has grown: what is stored already is passed over, and a
 /// file that has changed otherwise is refused. On SIGINT or SIGTERM, what was read is appended before the command
-/// ends; on a second one, it ends at once. If it fails, it says what it has appended.
+/// ends; on a second one, it ends at once.
+///
+/// If it fails, it says what it has appended: of lines of JSON, those before the first one that is wrong. To append the rest
+/// once that line is corrected, and nothing twice, begin with --import, and run the same command again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream append events app.log\n  \
@@ -66,7 +69,9 @@ pub(super) struct Append {
     /// For how many seconds to go on trying if the server cannot be reached, or does not answer
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     patience: u64,
-    /// Print what was done as JSON; "unfinished" says that a part of a record was read, and is not appended
+    /// Print what was done as JSON; "unfinished" says that a part of a record was read, and is not appended. If it has
+    /// failed, "error" says why, and "uncertain" whether more may be stored than "records": what was sent, and got no
+    /// answer. With --import, the next run knows; otherwise, look at what the log has behind the last offset
     #[arg(long)]
     json: bool,
     /// Create the log first if it does not exist; if it does, it must have the settings that are given
