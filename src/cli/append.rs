@@ -38,8 +38,8 @@ use tokio::sync::{oneshot, watch};
 /// file that has changed otherwise is refused. On SIGINT or SIGTERM, what was read is appended before the command
 /// ends; on a second one, it ends at once.
 ///
-/// If it fails, it says what it has appended: of lines of JSON, those before the first one that is wrong. To append the rest
-/// once that line is corrected, and nothing twice, begin with --import, and run the same command again.
+/// If it fails, it says what it has appended: of lines of JSON, those before the first one that is wrong. To append the
+/// rest once that line is corrected, and nothing twice, begin with --import, and run the same command again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream append events app.log\n  \

@@ -19,8 +19,8 @@ pub(super) struct At {
     // The variables are not clap's, for which they would contradict the flags.
     #[arg(long, global = true)]
     url: Option<String>,
-    /// A directory of logs to use instead of a server; no server may have it open [env: `MILLSTREAM_DATA`, unless an address is
-    /// given]
+    /// A directory of logs to use instead of a server; no server may have it open [env: `MILLSTREAM_DATA`, unless an
+    /// address is given]
     #[arg(long, global = true, conflicts_with = "url")]
     data: Option<PathBuf>,
 }

@@ -7,8 +7,8 @@
 //!
 //! Retention uses times that are plausible. A record's time in the future is not: the record is older than the segment
 //! after it ([`newest`]). If the clock leaps ahead, compared with the time that the process has measured itself, it is
-//! trusted only after it has stayed there for [`LEAP_TRUSTED_AFTER`] ([`TrustedTime`]): until then, nothing is dropped that only this
-//! clock makes too old.
+//! trusted only after it has stayed there for [`LEAP_TRUSTED_AFTER`] ([`TrustedTime`]): until then, nothing is dropped
+//! that only this clock makes too old.
 
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use std::time::Duration;

@@ -311,9 +311,10 @@ impl Shared {
         }
     }
 
-    /// Takes the spare segment and makes a segment of it, for [`install_successor`] to link behind the active one, whose
-    /// newest record has the time `newest`. `predecessor` says which record comes before the first one of the successor. Its backing notes that now if that
-    /// record is published; if not, `predecessor` is unknown, and the flusher notes it when it comes to the successor.
+    /// Takes the spare segment and makes a segment of it, for [`install_successor`] to link behind the active one,
+    /// whose newest record has the time `newest`. `predecessor` says which record comes before the first one of the
+    /// successor. Its backing notes that now if that record is published; if not, `predecessor` is unknown, and the
+    /// flusher notes it when it comes to the successor.
     pub(super) fn segment_from_spare(
         &self,
         base: u64,

@@ -35,38 +35,11 @@ impl Scan {
         Summary { words: self.words, times: self.times, last_crc: self.last_crc }
     }
 
-    /// Extends the scan by the frames that follow in `bytes`, which must start with all frames scanned so far.
-    pub(crate) fn go_on(self, bytes: &[u8], key: Key) -> Self {
-        let (mut positions, mut word, mut time) = (self.positions, self.words as usize, self.times.0);
-        let (mut count, mut lost) = (positions.len(), self.lost);
-        let mut whole = Self { positions: Vec::new(), ..self }; // up to the end of the last whole batch
-        while let Some(rest) = bytes.get(word * WORD..)
-            && let Some(found) = frame::decode(rest, key)
-        {
-            if found.record as usize != positions.len() {
-                break;
-            }
-            if positions.is_empty() {
-                time = found.frame.time;
-            }
-            positions.push(word as u32);
-            word += found.frame.words() as usize;
-            lost += u32::from(found.frame.flags & LOST != 0);
-            if found.frame.flags & MORE == 0 {
-                (count, whole.lost) = (positions.len(), lost);
-                (whole.words, whole.times) = (word as u32, (time, found.frame.time));
-                whole.last_crc = Some(frame::claimed_crc(rest, key).0);
-            }
-        }
-        positions.truncate(count);
-        Self { positions, ..whole }
-    }
-
     /// The scan without the records from `records` on.
     pub(crate) fn first(mut self, bytes: &[u8], key: Key, records: u32) -> Self {
         let Some(&word) = self.positions.get(records as usize) else { return self };
         let is_lost = |at: &&u32| {
-            let found = bytes.get(**at as usize * WORD..).and_then(frame::parse);
+            let found = bytes.get(frame::in_bytes(**at)..).and_then(frame::parse);
             found.is_some_and(|frame| frame.flags & LOST != 0)
         };
         self.lost -= self.positions[records as usize..].iter().filter(is_lost).count() as u32;
@@ -89,7 +62,7 @@ pub(crate) fn scan(bytes: &[u8], key: Key) -> Scan {
 pub(crate) fn scan_with(bytes: &[u8], key: Key, known: u32) -> Scan {
     let (mut positions, mut word, mut first_time) = (Vec::new(), 0, 0);
     let mut whole = Scan::default(); // up to the end of the last whole batch, without the positions
-    let mut count = 0;
+    let (mut count, mut lost) = (0, 0);
     while let Some(rest) = bytes.get(word * WORD..)
         && let Some(found) = frame::decode(rest, key)
     {
@@ -101,8 +74,9 @@ pub(crate) fn scan_with(bytes: &[u8], key: Key, known: u32) -> Scan {
         }
         positions.push(word as u32);
         word += found.frame.words() as usize;
+        lost += u32::from(found.frame.flags & LOST != 0);
         if found.frame.flags & MORE == 0 || positions.len() <= known as usize {
-            count = positions.len();
+            (count, whole.lost) = (positions.len(), lost);
             (whole.words, whole.times) = (word as u32, (first_time, found.frame.time));
             whole.last_crc = Some(frame::claimed_crc(rest, key).0);
         }

@@ -280,8 +280,8 @@ fn an_id_that_a_header_or_a_path_cannot_carry_is_refused_and_one_that_is_stored_
     }
 }
 
-/// While the clock was ahead, as many producers came as are remembered. Once it was right again, each new one took the place
-/// of the newest: two of them were forgotten in turns, and their repeats stored again.
+/// While the clock was ahead, as many producers came as are remembered. Once it was right again, each new one took the
+/// place of the newest: two of them were forgotten in turns, and their repeats stored again.
 #[test]
 fn new_producers_are_remembered_after_the_clock_was_ahead() {
     let mut table = Table::default();

@@ -18,7 +18,7 @@
 use crate::{
     chunk::ChunkPosition,
     disk::BLOCK,
-    frame::{self, LOST, MORE, WORD},
+    frame::{self, LOST, MORE},
     segment::{
         FRAMES, file,
         header::Header,
@@ -114,18 +114,19 @@ impl Rest {
 /// Judges a segment. `bytes` is its file from the first frame on. Also returns how many of its records are marks of lost
 /// ones.
 pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> (State, u32) {
-    let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
-    let scan = scan::scan(&bytes[..region], header.key());
+    let region = known.footer.map_or(bytes.len(), |footer| frame::in_bytes(footer.words).min(bytes.len()));
+    let certain = records_for_certain(known, region);
+    let scan = scan::scan_with(&bytes[..region], header.key(), certain.unwrap_or(0));
     // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
     let unmarked = known.mark.is_none()
         && known.records_before_next.is_none()
         && bytes[frame::in_bytes(scan.words)..].iter().any(|&byte| byte != 0);
     let unreadable = known.header == HeaderState::Unreadable
         || unmarked
-        || bytes.unreadable().iter().any(|bad| bad.end > scan.words as usize * WORD);
+        || bytes.unreadable().iter().any(|bad| bad.end > frame::in_bytes(scan.words));
     let lost = scan.lost;
     let evidence = Evidence { header, known, bytes, region, scan, unreadable };
-    let state = match records_for_certain(known, region) {
+    let state = match certain {
         Some(all) => evidence.judge_known(all),
         None => evidence.judge_by_frames(),
     };
@@ -231,11 +232,14 @@ fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
 pub(super) fn wreck(frames: &[u8], scan: &Scan, later: &search::Later, durable: u32) -> Wreck {
     let mut survivors = Survivors::all(&scan.positions);
     let (mut words, mut lost) = (scan.words, scan.lost);
-    let frame_at = |word: u32| frames.get(word as usize * WORD..).and_then(frame::parse);
+    let frame_at = |word: u32| frames.get(frame::in_bytes(word)..).and_then(frame::parse);
     let end = later_end(later, durable.max(scan.records()), |word| {
         frame_at(word).is_some_and(|frame| frame.flags & MORE == 0)
     });
     for &(record, word) in later.frames.iter().take_while(|(record, _)| *record < end) {
+        if record < scan.records() {
+            continue; // the scan has come farther than the search began
+        }
         survivors.extend_to(record + 1);
         survivors.set(record, word);
         words = word + frame_at(word).map_or(0, |frame| frame.words());

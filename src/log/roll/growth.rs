@@ -1,9 +1,9 @@
 //! How chunks grow ahead of the appends.
 //!
-//! The first chunk of a log is small, because most of thousands of logs have few records. Making a larger one takes time,
-//! above all to clear its memory: about a millisecond per MiB. So the first spare segment is made when appends have come
-//! fast from the beginning. A chunk grows only as far as it can be made while the one before is filled. Up to [`QUICK_BYTES`],
-//! growing is worth the wait.
+//! The first chunk of a log is small, because most of thousands of logs have few records. Making a larger one takes
+//! time, above all to clear its memory: about a millisecond per MiB. So the first spare segment is made when appends
+//! have come fast from the beginning. A chunk grows only as far as it can be made while the one before is filled. Up to
+//! [`QUICK_BYTES`], growing is worth the wait.
 //!
 //! # Orderings
 //! All `Relaxed`: each value stands for itself, and one that is a moment old makes a chunk smaller or larger than the next
