@@ -26,11 +26,11 @@ pub(in crate::log) use dir::{CURSORS, PRODUCERS};
 pub(super) use full::Full;
 #[cfg(feature = "store")]
 pub(super) use full::has_room;
-pub(super) use judge::State;
+pub(super) use judge::{Copies, HeaderSource, State};
 pub(super) use left::is_gone;
 pub(super) use mend::{Mended, mend};
 pub(super) use open::{Content, Opened, open, rewrite_header, seal};
-pub(super) use survey::{Copies, Origin, Survey, SurveyedSegment, deep_survey};
+pub(super) use survey::{Survey, SurveyedSegment, deep_survey};
 
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -5,7 +5,7 @@
 use super::{
     Damage, Error, Options,
     environment::now,
-    recovery::{self, Copies, Mended, Origin, State, Survey, SurveyedSegment},
+    recovery::{self, Copies, HeaderSource, Mended, State, Survey, SurveyedSegment},
 };
 use crate::{
     chunk::BackingDir,
@@ -120,7 +120,11 @@ fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
             return Err(Error::Corrupt { path: dir.join(file::name(range.start)), reason });
         }
     }
-    match survey.segments.iter().find(|segment| segment.origin == Origin::WithoutKey) {
+    match survey
+        .segments
+        .iter()
+        .find(|segment| matches!(segment.source, HeaderSource::Reconstructed { has_key: false, .. }))
+    {
         None => Ok(()),
         Some(segment) => Err(Error::Corrupt {
             path: segment.path.clone(),
@@ -158,16 +162,16 @@ fn repair_segment(
         let kept = keep_aside(disk, dir, segment)?;
         whole.write(disk, path).map_err(Error::io("write", path))?;
         Some(kept)
-    } else if segment.origin != Origin::Own || matches!(segment.state, State::Damaged(_)) {
+    } else if !segment.source.is_own() || matches!(segment.state, State::Damaged(_)) {
         let kept = keep_aside(disk, dir, segment)?;
         rewrite(disk, dir, segment, mended).map_err(Error::io("rewrite", path))?;
         return Ok(Some(kept));
     } else {
         None
     };
-    if segment.copies != Copies::Whole {
+    if let HeaderSource::Own { copies: Copies::Damaged | Copies::Unreadable, mark } = segment.source {
         // Its records were found to be durable: if the mark cannot be read, it says so from now on.
-        let mark = segment.mark.unwrap_or_else(|| segment.records());
+        let mark = mark.unwrap_or_else(|| segment.records());
         recovery::rewrite_header(disk, path, header, mark).map_err(Error::io("write", path))?;
     }
     if segment.has_unreadable_zeros && kept.is_none() {

@@ -45,24 +45,58 @@ pub(in crate::log) enum State {
 
 /// What is known about a segment besides its frames.
 pub(super) struct Known {
-    /// How many records were durable at the last clean close; `None` if that cannot be read.
-    pub(super) mark: Option<u32>,
+    /// If its header is not its own, the file's full length is not known.
+    pub(super) source: HeaderSource,
     /// The footer at the end of the file, if it verifies.
     pub(super) footer: Option<Footer>,
     /// How many records there are from this segment's base to that of the next one; `None` if this is the last segment.
     pub(super) records_before_next: Option<u64>,
-    /// Whether its header is its own; if not, the file's full length is not known.
-    pub(super) header: HeaderState,
 }
 
-/// The state of a segment's header.
+/// Where a segment's header comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HeaderState {
-    Verified,
-    /// It does not verify, and another was reconstructed.
+pub(in crate::log) enum HeaderSource {
+    /// Its own file.
+    Own {
+        copies: Copies,
+        /// How many records were durable at the last clean close; `None` if that cannot be read.
+        mark: Option<u32>,
+    },
+    /// No copy in its file verifies: it was reconstructed from the other segments' headers and the file's name.
+    Reconstructed {
+        /// Whether that is because the disk cannot read it.
+        unreadable: bool,
+        /// Whether its frames can be verified: they may need a secret, which no other header has.
+        has_key: bool,
+    },
+}
+
+/// The state of a header's copies, if at least one of them verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::log) enum Copies {
+    Whole,
+    /// One does not verify: opening rewrites the header.
     Damaged,
-    /// The disk cannot read it, and another was reconstructed.
+    /// A sector of the header's block cannot be read. The block is not rewritten, because the mark may be in that
+    /// sector.
     Unreadable,
+}
+
+impl HeaderSource {
+    /// That of a segment which this opening has written.
+    pub(super) const NEW: Self = Self::Own { copies: Copies::Whole, mark: Some(0) };
+
+    /// How many records were durable at the last clean close, as far as the header says; `None` if that cannot be read.
+    pub(in crate::log) fn mark(self) -> Option<u32> {
+        match self {
+            Self::Own { mark, .. } => mark,
+            Self::Reconstructed { .. } => Some(0),
+        }
+    }
+
+    pub(in crate::log) fn is_own(self) -> bool {
+        matches!(self, Self::Own { .. })
+    }
 }
 
 /// A damaged segment, and which of its records can still be read.
@@ -118,10 +152,10 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> (State, u3
     let certain = records_for_certain(known, region);
     let scan = scan::scan_with(&bytes[..region], header.key(), certain.unwrap_or(0));
     // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
-    let unmarked = known.mark.is_none()
+    let unmarked = known.source.mark().is_none()
         && known.records_before_next.is_none()
         && bytes[frame::in_bytes(scan.words)..].iter().any(|&byte| byte != 0);
-    let unreadable = known.header == HeaderState::Unreadable
+    let unreadable = matches!(known.source, HeaderSource::Reconstructed { unreadable: true, .. })
         || unmarked
         || bytes.unreadable().iter().any(|bad| bad.end > frame::in_bytes(scan.words));
     let lost = scan.lost;
@@ -170,14 +204,14 @@ impl Evidence<'_> {
     /// Judges a segment when only its own bytes say how many records it has.
     fn judge_by_frames(self) -> State {
         let Self { header, known, ref bytes, ref scan, unreadable, .. } = self;
-        let is_reconstructed = known.header != HeaderState::Verified;
+        let is_reconstructed = !known.source.is_own();
         let is_short = !is_reconstructed && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
         let is_last = known.records_before_next.is_none();
         if Footer::ends(bytes, header, scan) || is_short && is_last && cut_to(bytes, scan) {
             return State::Unfinished(self.scan);
         }
         let later = self.later();
-        let mut durable = known.mark.unwrap_or(0).max(later.durable);
+        let mut durable = known.source.mark().unwrap_or(0).max(later.durable);
         if is_short || !is_last {
             // All frames found were durable; nothing is known about what is missing at the end.
             durable = durable.max(later.frames.last().map_or(0, |(record, _)| record + 1));

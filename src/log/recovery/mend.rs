@@ -9,9 +9,9 @@
 
 use super::{
     super::{Damage, Error},
-    judge::{Rest, State, Wreck, wreck},
+    judge::{Copies, HeaderSource, Rest, State, Wreck, wreck},
     left::{LeftBacking, left_backings},
-    survey::{Copies, Origin, Survey, SurveyedSegment},
+    survey::{Survey, SurveyedSegment},
 };
 use crate::{
     chunk::{BackingDir, Predecessor},
@@ -116,9 +116,11 @@ fn backing_continues(backings: &BackingDir, backing: &LeftBacking, segment: &Sur
 
 /// Whether a backing belongs to this segment.
 fn is_of(backing: &LeftBacking, segment: &SurveyedSegment) -> bool {
-    match segment.origin {
-        Origin::Own => backing.header == segment.header,
-        _ => backing.header.base == segment.header.base && backing.header.key() == segment.header.key(),
+    match segment.source {
+        HeaderSource::Own { .. } => backing.header == segment.header,
+        HeaderSource::Reconstructed { .. } => {
+            backing.header.base == segment.header.base && backing.header.key() == segment.header.key()
+        }
     }
 }
 
@@ -152,9 +154,9 @@ fn together(
     let Some(merged) = both.merged((length - FRAMES) as usize)? else { return Ok(None) };
     let scan = scan::scan(&merged, key);
     let later = search::frames_from(&merged, key, scan.words, scan.records());
-    if segment.origin == Origin::Reconstructed {
-        (segment.header, segment.origin, segment.mark) = (backing.header, Origin::Own, Some(0));
-        segment.copies = Copies::Damaged;
+    if let HeaderSource::Reconstructed { has_key: true, .. } = segment.source {
+        segment.header = backing.header;
+        segment.source = HeaderSource::Own { copies: Copies::Damaged, mark: Some(0) };
     }
     if scan.records() < durable || later.frames.iter().any(|&(record, _)| record >= scan.records()) {
         let left = wreck(&merged, &scan, &later, durable.max(scan.records()));

@@ -10,9 +10,9 @@ use super::{
     },
     aside,
     full::{Full, no_room, reserves, sealed_length},
-    judge::State,
+    judge::{Copies, HeaderSource, State},
     restore,
-    survey::{Copies, Survey, SurveyedSegment, survey},
+    survey::{Survey, SurveyedSegment, survey},
 };
 use crate::{
     LogId,
@@ -264,8 +264,8 @@ impl Opener<'_> {
         remove_temporary(disk, dir)?;
         let mut segments = Vec::new();
         let mut previous = Previous::default();
-        for SurveyedSegment { header, copies, mark, path, state, .. } in surveyed {
-            if let (Copies::Damaged, Some(mark)) = (copies, mark) {
+        for SurveyedSegment { header, source, path, state, .. } in surveyed {
+            if let HeaderSource::Own { copies: Copies::Damaged, mark: Some(mark) } = source {
                 rewrite_header(disk, &path, &header, mark).map_err(Error::io("write", &path))?;
             }
             let sealed = match state {

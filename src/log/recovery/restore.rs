@@ -23,12 +23,12 @@ use super::{
     super::{Durability, Error},
     aside,
     full::{Full, no_room},
-    judge::{Rest, State},
+    judge::{HeaderSource, Rest, State},
     left::{
         BackingFate, LeftBacking, contradict, end_of, follows, left_backings, limit_format_1, predecessor_of,
         share_predecessors, warn_kept,
     },
-    survey::{Copies, MAX_AHEAD_BYTES, Origin, Survey, SurveyedSegment},
+    survey::{MAX_AHEAD_BYTES, Survey, SurveyedSegment},
 };
 use crate::{
     chunk::{BackingDir, Predecessor},
@@ -397,9 +397,7 @@ impl Restorer<'_> {
         let state = State::Active(frames.into(), scan);
         self.survey.segments.push(SurveyedSegment {
             header,
-            origin: Origin::Own,
-            copies: Copies::Whole,
-            mark: Some(0),
+            source: HeaderSource::NEW,
             footer: None,
             has_unreadable_zeros: false,
             path,

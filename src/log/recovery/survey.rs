@@ -6,7 +6,7 @@ use super::{
     super::{Damage, Error, environment::now},
     aside,
     dir::only_ours,
-    judge::{HeaderState, Known, State, judge},
+    judge::{Copies, HeaderSource, Known, State, judge},
 };
 use crate::{
     LogId,
@@ -14,7 +14,7 @@ use crate::{
     parallel::{self, prefetch},
     segment::{
         CAPACITIES, file,
-        header::{self, BadHeader, Decoded, Header, Secret},
+        header::{self, BadHeader, Header, Secret},
         region::Region,
         scan,
         sealed::Footer,
@@ -51,10 +51,7 @@ pub(in crate::log) struct Survey {
 /// One segment file.
 pub(in crate::log) struct SurveyedSegment {
     pub(in crate::log) header: Header,
-    pub(in crate::log) origin: Origin,
-    pub(in crate::log) copies: Copies,
-    /// How many records were durable at the last clean close; `None` if that cannot be read.
-    pub(in crate::log) mark: Option<u32>,
+    pub(in crate::log) source: HeaderSource,
     /// The footer at the end of the file, if it verifies.
     pub(in crate::log) footer: Option<Footer>,
     /// Whether there is a part of its frames that the disk cannot read. With zeros in place of that part all its frames
@@ -62,28 +59,6 @@ pub(in crate::log) struct SurveyedSegment {
     pub(in crate::log) has_unreadable_zeros: bool,
     pub(in crate::log) path: PathBuf,
     pub(in crate::log) state: State,
-}
-
-/// Where a segment's header comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::log) enum Origin {
-    /// Its own file.
-    Own,
-    /// It was reconstructed from the other segments' headers and the file's name.
-    Reconstructed,
-    /// Likewise; but no other header has a secret, and the file holds data that does not verify without one.
-    WithoutKey,
-}
-
-/// The state of a header's copies, if at least one of them verified.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::log) enum Copies {
-    Whole,
-    /// One does not verify: opening rewrites the header.
-    Damaged,
-    /// A sector of the header's block cannot be read. The block is not rewritten, because the mark may be in that
-    /// sector.
-    Unreadable,
 }
 
 impl SurveyedSegment {
@@ -129,7 +104,7 @@ fn look(
     let mut survey = Survey { segments: Vec::new(), damage: Vec::new(), missing: Vec::new(), torn, lost: 0 };
     let mut outlines = read_outlines(disk, dir, &bases, &mut survey.damage)?;
     for n in 0..outlines.len() {
-        outlines[n].next = outlines.get(n + 1).map(|next| next.decoded.header.base);
+        outlines[n].next = outlines.get(n + 1).map(|next| next.header.base);
     }
     // While one is judged, the next one is read.
     let sealed: Vec<_> = outlines.iter().map(|outline| outline.sealed().filter(|_| !deep)).collect();
@@ -142,7 +117,7 @@ fn look(
         |outline| read_frames(disk, outline, deep),
         |next_read| {
             for (n, (outline, sealed)) in outlines.iter().zip(&sealed).enumerate() {
-                note_gap(&mut survey, dir, outline.decoded.header.base);
+                note_gap(&mut survey, dir, outline.header.base);
                 let (state, has_unreadable_zeros) = if let Some(footer) = sealed {
                     (State::Sealed(*footer), false)
                 } else {
@@ -172,12 +147,8 @@ fn note_gap(survey: &mut Survey, dir: &Path, base: u64) {
 /// What a segment file says about itself at its start and at its end.
 struct Outline {
     path: PathBuf,
-    /// Reconstructed from the others and the file's name, if its own does not verify.
-    decoded: Decoded,
-    state: HeaderState,
-    origin: Origin,
-    copies: Copies,
-    mark: Option<u32>,
+    header: Header,
+    source: HeaderSource,
     length: u64,
     footer: Option<Footer>,
     /// The base of the segment after it, once that is known.
@@ -187,22 +158,13 @@ struct Outline {
 impl Outline {
     /// Its footer, if that verifies, and claims no records of the next segment.
     fn sealed(&self) -> Option<Footer> {
-        let room = self.next.map(|next| next - self.decoded.header.base);
+        let room = self.next.map(|next| next - self.header.base);
         self.footer.filter(|footer| room.is_none_or(|room| u64::from(footer.records) <= room))
     }
 
     fn surveyed(&self, state: State, has_unreadable_zeros: bool) -> SurveyedSegment {
-        let &Self { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = self;
-        SurveyedSegment {
-            header,
-            origin,
-            copies,
-            mark,
-            footer,
-            has_unreadable_zeros,
-            path: self.path.clone(),
-            state,
-        }
+        let &Self { header, source, footer, .. } = self;
+        SurveyedSegment { header, source, footer, has_unreadable_zeros, path: self.path.clone(), state }
     }
 }
 
@@ -210,7 +172,11 @@ impl Outline {
 enum OutlineRead {
     Whole(Outline),
     /// No copy of its header verifies.
-    NoHeader(PathBuf, HeaderState),
+    NoHeader {
+        path: PathBuf,
+        /// Whether that is because the disk cannot read it.
+        unreadable: bool,
+    },
 }
 
 /// The headers and footers of all segments.
@@ -227,8 +193,8 @@ fn read_outlines(
     let headers: Vec<Header> = outlines
         .iter()
         .filter_map(|outline| match outline {
-            OutlineRead::Whole(outline) => Some(outline.decoded.header),
-            OutlineRead::NoHeader(..) => None,
+            OutlineRead::Whole(outline) => Some(outline.header),
+            OutlineRead::NoHeader { .. } => None,
         })
         .collect();
     let secret = headers.iter().find_map(|header| header.secret.0);
@@ -236,23 +202,22 @@ fn read_outlines(
     for (outline, &base) in outlines.into_iter().zip(bases) {
         let outline = match (outline, headers.first()) {
             (OutlineRead::Whole(outline), _) => outline,
-            (OutlineRead::NoHeader(path, state), Some(known)) => {
-                let unreadable = state == HeaderState::Unreadable;
+            (OutlineRead::NoHeader { path, unreadable }, Some(known)) => {
                 let what = if unreadable { "cannot be read" } else { "does not verify" };
                 let reason = format!("the segment's header {what}");
                 damage.push(Damage { unreadable, ..Damage::new(base..base, &path, &reason) });
                 let before = all.last().map_or(1, last_time);
                 let after = headers.iter().find(|header| header.base > base).map(|header| header.created);
                 let others = Others { log: known.log, secret, before, after };
-                reconstruct(disk, &path, state, base, &others).map_err(Error::io("read", &path))?
+                reconstruct(disk, &path, unreadable, base, &others).map_err(Error::io("read", &path))?
             }
-            (OutlineRead::NoHeader(path, _), None) => {
+            (OutlineRead::NoHeader { path, .. }, None) => {
                 let reason =
                     "its header cannot be read or does not verify, and no other segment shows what it was";
                 return Err(Error::Corrupt { path, reason: reason.into() });
             }
         };
-        let header = outline.decoded.header;
+        let header = outline.header;
         let other_secret = header.secret.0.is_some_and(|own| Some(own) != secret);
         if headers.first().is_some_and(|known| header.log != known.log) || other_secret {
             return Err(Error::Corrupt { path: outline.path, reason: "it belongs to another log".into() });
@@ -267,15 +232,14 @@ fn read_outline(disk: &dyn Disk, path: PathBuf, base: u64) -> Result<OutlineRead
     let file = disk.open(&path, false).map_err(Error::io("open", &path))?;
     let (block, bad) = match read_block(&*file, 0) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            return Ok(OutlineRead::NoHeader(path, HeaderState::Damaged));
+            return Ok(OutlineRead::NoHeader { path, unreadable: false });
         }
         block => block.map_err(Error::io("read", &path))?,
     };
     let decoded = match Header::decode(&block) {
         Ok(decoded) => decoded,
         Err(BadHeader::Newer(version)) => return Err(Error::Newer { path, version }),
-        Err(_) if !bad.is_empty() => return Ok(OutlineRead::NoHeader(path, HeaderState::Unreadable)),
-        Err(_) => return Ok(OutlineRead::NoHeader(path, HeaderState::Damaged)),
+        Err(_) => return Ok(OutlineRead::NoHeader { path, unreadable: !bad.is_empty() }),
     };
     if decoded.header.base != base {
         let begins = decoded.header.base;
@@ -292,13 +256,13 @@ fn read_outline(disk: &dyn Disk, path: PathBuf, base: u64) -> Result<OutlineRead
     let mark_is_bad =
         bad.iter().any(|bad| header::MARK_SECTOR.start < bad.end && bad.start < header::MARK_SECTOR.end);
     let mark = (!mark_is_bad).then_some(decoded.mark);
-    let (state, origin) = (HeaderState::Verified, Origin::Own);
-    Ok(OutlineRead::Whole(Outline { path, decoded, state, origin, copies, mark, length, footer, next: None }))
+    let (header, source) = (decoded.header, HeaderSource::Own { copies, mark });
+    Ok(OutlineRead::Whole(Outline { path, header, source, length, footer, next: None }))
 }
 
 /// When the last record of a segment was appended, as far as its header and footer say.
 fn last_time(outline: &Outline) -> u64 {
-    outline.decoded.header.created + outline.footer.map_or(0, |footer| footer.last_time)
+    outline.header.created + outline.footer.map_or(0, |footer| footer.last_time)
 }
 
 /// What the other segments of a log reveal about one.
@@ -316,7 +280,7 @@ struct Others {
 fn reconstruct(
     disk: &dyn Disk,
     path: &Path,
-    state: HeaderState,
+    unreadable: bool,
     base: u64,
     others: &Others,
 ) -> io::Result<Outline> {
@@ -341,14 +305,9 @@ fn reconstruct(
     header.created = others.after.unwrap_or_else(now).saturating_sub(last_time).max(others.before);
     let verifies = || footer.is_some() || !search::frames_from(&bytes, header.key(), 0, 0).frames.is_empty();
     let is_empty = || bytes.unreadable().is_empty() && bytes.iter().all(|&byte| byte == 0);
-    let origin = match others.secret {
-        None if !verifies() && !is_empty() => Origin::WithoutKey,
-        _ => Origin::Reconstructed,
-    };
-    let decoded = Decoded { header, mark: 0, whole: false };
-    let path = path.to_owned();
-    let copies = Copies::Whole;
-    Ok(Outline { path, decoded, state, origin, copies, mark: Some(0), length, footer, next: None })
+    let has_key = others.secret.is_some() || verifies() || is_empty();
+    let source = HeaderSource::Reconstructed { unreadable, has_key };
+    Ok(Outline { path: path.to_owned(), header, source, length, footer, next: None })
 }
 
 /// Reads a block; also returns which parts of it cannot be read.
@@ -387,10 +346,10 @@ struct Examined {
 
 /// Judges a segment that was read.
 fn examine(outline: &Outline, bytes: Region) -> Examined {
-    let Outline { decoded: Decoded { header, .. }, state, mark, footer, next, .. } = outline;
+    let Outline { header, source, footer, next, .. } = outline;
     let records_before_next = next.map(|next| next - header.base);
     let unreadable = !bytes.unreadable().is_empty();
-    let known = Known { mark: *mark, footer: *footer, records_before_next, header: *state };
+    let known = Known { source: *source, footer: *footer, records_before_next };
     let (state, lost) = judge(header, &known, bytes);
     let has_unreadable_zeros = unreadable && !matches!(state, State::Damaged(_));
     Examined { state, has_unreadable_zeros, lost }
@@ -402,11 +361,11 @@ fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) 
         damage.push(Damage { unreadable, ..Damage::new(offsets, &segment.path, reason) });
     };
     // These do no harm by themselves: only a deep survey reports them.
-    match segment.copies {
-        Copies::Damaged if deep => {
+    match segment.source {
+        HeaderSource::Own { copies: Copies::Damaged, .. } if deep => {
             push(base..base, false, "one of the header's two copies does not verify; opening rewrites it");
         }
-        Copies::Unreadable if deep => {
+        HeaderSource::Own { copies: Copies::Unreadable, .. } if deep => {
             push(
                 base..base,
                 true,
@@ -432,7 +391,7 @@ fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) 
                 let end = segment.end();
                 push(end..end, false, "it has more records than the segment after it leaves room for");
             }
-            if let Some(reason) = wreck.rest.reason(wreck.unreadable, segment.mark.is_some()) {
+            if let Some(reason) = wreck.rest.reason(wreck.unreadable, segment.source.mark().is_some()) {
                 push(segment.end()..segment.end(), wreck.unreadable, reason);
             }
             if damage.len() == known {
