@@ -13,7 +13,7 @@ use super::{
     Error, Log, Shared,
     limits::CURSORS_PER_LOG,
     recovery::CURSORS as CURSORS_FILE,
-    requests::{Request, Requests},
+    requests::{Answered, Request, Requests},
 };
 use crate::{
     disk::{is_full, tree},
@@ -21,7 +21,7 @@ use crate::{
     sync::{Arc, Mutex, MutexGuard, lock, try_lock},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 /// More bytes than the file has: for each cursor its name and its offset.
 pub(super) const MAX_FILE_BYTES: u64 = CURSORS_PER_LOG as u64 * 256;
@@ -85,7 +85,7 @@ pub(super) struct Cursors {
     table: Mutex<Table>,
     /// Locked by the thread that writes the file, from before it copies the table until the change is in the table.
     file: Mutex<Written>,
-    asked: Arc<Requests<Change, Answer>>,
+    asked: Arc<Requests<Change, Option<u64>>>,
 }
 
 #[derive(Debug, Default)]
@@ -205,12 +205,12 @@ impl Cursor {
     pub(crate) fn last_write(&self, asked: &AskedChange) -> Option<LastWrite> {
         let file = self.shared.cursors.file();
         let ago = self.shared.env.machine.elapsed().saturating_sub(file.at);
-        asked.0.answer().is_none().then_some(LastWrite { bytes: file.bytes, ago })
+        (!asked.0.is_answered()).then_some(LastWrite { bytes: file.bytes, ago })
     }
 }
 
 /// A requested change. Dropping this withdraws the request, unless it is already being carried out.
-pub(crate) struct AskedChange(Request<Change, Answer>);
+pub(crate) struct AskedChange(Request<Change, Option<u64>>);
 
 impl Log {
     /// The cursor of this name, which need not exist yet. A name is one that a log can have.
@@ -316,20 +316,12 @@ impl Shared {
     /// Makes a change that was asked for, if that has not been done.
     fn make_change(&self, AskedChange(asked): &AskedChange) -> Answer {
         let mut file = self.cursors.file();
-        if asked.answer().is_none() {
-            let all = self.cursors.asked.unanswered();
-            if let Err(error) = self.make_changes(&mut file, &all) {
-                for (_, answer) in all {
-                    let _ = answer.set(Err(error.clone())); // or it has one already
-                }
-            }
-        }
-        asked.answer().unwrap_or(Err(Error::Closed)) // it is set by now
+        asked.answer(|all| self.make_changes(&mut file, all))
     }
 
     /// Makes the changes in order, with one write. Refusals are answered after it, too: what they are based on must be
     /// durable.
-    fn make_changes(&self, file: &mut Written, all: &[(Change, Arc<OnceLock<Answer>>)]) -> Result<(), Error> {
+    fn make_changes(&self, file: &mut Written, all: &[(Change, Answered<Option<u64>>)]) -> Result<(), Error> {
         self.writable()?;
         let before = self.look_at_cursors(BTreeMap::clone)?;
         let mut after = before.clone();

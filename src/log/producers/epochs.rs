@@ -7,7 +7,7 @@
 use super::{
     super::{
         Error, Log,
-        requests::{Request, Requests},
+        requests::{Answered, Request, Requests},
         room::WaitFor,
     },
     BegunEpoch, check_id,
@@ -15,11 +15,9 @@ use super::{
 };
 #[cfg(feature = "server")]
 use crate::log::requests::LastWrite;
-use crate::sync::Arc;
-use std::sync::OnceLock;
 
 /// The producer in its epoch, and the offset below which everything must become durable before it is told.
-type Answer = Result<(BegunEpoch, u64), Error>;
+type Begun = (BegunEpoch, u64);
 
 /// Which epoch is to begin.
 #[derive(Clone)]
@@ -31,10 +29,10 @@ pub(super) struct EpochRequest {
 }
 
 /// The epochs that are to begin.
-pub(super) type Asked = Requests<EpochRequest, Answer>;
+pub(super) type Asked = Requests<EpochRequest, Begun>;
 
 /// An epoch that was asked for. It no longer is when this is dropped, unless it is about to begin.
-pub(crate) struct AskedEpoch(Request<EpochRequest, Answer>);
+pub(crate) struct AskedEpoch(Request<EpochRequest, Begun>);
 
 impl Log {
     /// Queues a request for a producer's next epoch. It is served by [`begin_asked_epoch`](Self::begin_asked_epoch),
@@ -52,18 +50,15 @@ impl Log {
     pub(crate) fn last_write_of_producers(&self, asked: &AskedEpoch) -> Option<LastWrite> {
         let file = self.shared.producers.file();
         let ago = self.shared.env.machine.elapsed().saturating_sub(file.tried);
-        asked.0.answer().is_none().then_some(LastWrite { bytes: file.bytes, ago })
+        (!asked.0.is_answered()).then_some(LastWrite { bytes: file.bytes, ago })
     }
 
     /// Begins an epoch that was asked for, if that has not been done: see [`begin_epoch`](Self::begin_epoch).
     pub(crate) fn begin_asked_epoch(&self, asked: &AskedEpoch) -> Result<BegunEpoch, Error> {
-        {
+        let answer = {
             let mut file = self.shared.producers.file();
-            if asked.0.answer().is_none() {
-                self.begin_epochs(&mut file);
-            }
-        }
-        let answer = asked.0.answer().unwrap_or(Err(Error::Closed)); // it is set by now
+            asked.0.answer(|all| self.begin_epochs(&mut file, all))
+        };
         if let Err(Error::ProducerOutOfOrder { .. }) = answer {
             self.wait_below(self.next_offset())?; // a batch may have begun the later one, and is not to be taken back
         }
@@ -74,20 +69,7 @@ impl Log {
     }
 
     /// Begins all epochs that are asked for.
-    fn begin_epochs(&self, file: &mut Saved) {
-        let asked = self.shared.producers.asked.unanswered();
-        if let Err(error) = self.try_begin_epochs(file, &asked) {
-            for (_, answer) in asked {
-                let _ = answer.set(Err(error.clone())); // or it has one already
-            }
-        }
-    }
-
-    fn try_begin_epochs(
-        &self,
-        file: &mut Saved,
-        asked: &[(EpochRequest, Arc<OnceLock<Answer>>)],
-    ) -> Result<(), Error> {
+    fn begin_epochs(&self, file: &mut Saved, asked: &[(EpochRequest, Answered<Begun>)]) -> Result<(), Error> {
         self.writable()?;
         self.learn(file)?;
         let now = self.shared.env.machine.now();
