@@ -117,7 +117,7 @@ pub(in crate::log) fn open(
     let Survey { segments, mut damage, .. } = surveyed;
     let roller = Roller::new(Arc::clone(budget), backings, std::sync::Arc::clone(&env.maintenance));
     let opener = Opener { env, dir, options, identity, roller: &roller };
-    let opening = if damage.is_empty() {
+    let content = if damage.is_empty() {
         let resumed = match &full {
             Some(Full { error, .. }) => Err(error.clone()),
             None => opener.resume(segments),
@@ -125,17 +125,15 @@ pub(in crate::log) fn open(
         match resumed {
             // Whichever operation it was that found no room.
             Err(error) if error.keeps_from_writing() => {
-                let opening;
-                (opening, damage) = opener.without_room(error, full)?;
-                opening
+                let content;
+                (content, damage) = opener.without_room(error, full)?;
+                content
             }
             resumed => resumed?,
         }
     } else {
         opener.read_only(segments)?
     };
-    let Opening { content, claim } = opening;
-    claim.hand_over();
     Ok(Opened { id: identity.log, secret: Secret(Some(identity.secret)), content, roller, damage })
 }
 
@@ -163,13 +161,6 @@ fn open_backings(
 
 /// The least memory that is made for a chunk beside other work: less takes no longer than starting a thread.
 const MIN_BESIDE_BYTES: u64 = 1 << 20;
-
-/// The result of opening.
-struct Opening {
-    content: Content,
-    /// The memory budget claimed for the active chunk.
-    claim: Claim,
-}
 
 /// Makes the content of a file durable: a process that was killed may have written it without getting to sync it. Only
 /// afterwards may it be called durable.
@@ -258,7 +249,7 @@ impl Opener<'_> {
     }
 
     /// Opens an undamaged log for appending.
-    fn resume(&self, surveyed: Vec<SurveyedSegment>) -> Result<Opening, Error> {
+    fn resume(&self, surveyed: Vec<SurveyedSegment>) -> Result<Content, Error> {
         let (disk, dir) = (self.disk(), self.dir);
         disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
         remove_temporary(disk, dir)?;
@@ -290,8 +281,8 @@ impl Opener<'_> {
                             segments.push(Arc::clone(&active.segment));
                             let done = ChunkPosition { records: scan.records(), words: scan.words };
                             let newest = previous.newest.max(header.created + scan.times.1);
-                            let content = Content { segments, active, done, newest, full: None };
-                            return Ok(Opening { content, claim });
+                            claim.hand_over();
+                            return Ok(Content { segments, active, done, newest, full: None });
                         }
                     }
                 }
@@ -364,7 +355,7 @@ impl Opener<'_> {
     }
 
     /// Begins the segment after `previous`.
-    fn begin_segment(&self, previous: &Previous, mut segments: Vec<Arc<Segment>>) -> Result<Opening, Error> {
+    fn begin_segment(&self, previous: &Previous, mut segments: Vec<Arc<Segment>>) -> Result<Content, Error> {
         let disk = self.disk();
         let dir = self.dir;
         let last = previous.segment.as_ref();
@@ -402,19 +393,19 @@ impl Opener<'_> {
         let chunk = Arc::new(Chunk::new(memory, Some(self.roller.share())));
         let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
         segments.push(Arc::clone(&segment));
-        let content = Content {
+        claim.hand_over();
+        Ok(Content {
             segments,
             active: Arc::new(Active { segment, chunk }),
             done: ChunkPosition::default(),
             newest: if previous.newest > 0 { previous.newest } else { header.created },
             full: None,
-        };
-        Ok(Opening { content, claim })
+        })
     }
 
     /// Opens a log read-only that could not be resumed because of `error`. `before` says why it was short of room
     /// earlier, if it was. Surveys the log again, and also returns the damage found then.
-    fn without_room(&self, error: Error, before: Option<Full>) -> Result<(Opening, Vec<Damage>), Error> {
+    fn without_room(&self, error: Error, before: Option<Full>) -> Result<(Content, Vec<Damage>), Error> {
         let Survey { segments: again, damage, .. } = survey(self.disk(), self.dir)?; // some may be sealed, or unreadable, now
         if again.last().is_none_or(|last| last.end() == 0) {
             return Err(no_room(error)); // there is nothing to read
@@ -429,14 +420,12 @@ impl Opener<'_> {
         full.is_read_only |= was_read_only;
         full.reserves = reserves(&again);
         let full = damage.is_empty().then_some(full);
-        let mut opening = self.read_only(again)?;
-        opening.content.full = full;
-        Ok((opening, damage))
+        Ok((Content { full, ..self.read_only(again)? }, damage))
     }
 
     /// Opens a log for reading only, if it is damaged or its disk has no room: nothing is written, and everything that
     /// verifies can be read.
-    fn read_only(&self, surveyed: Vec<SurveyedSegment>) -> Result<Opening, Error> {
+    fn read_only(&self, surveyed: Vec<SurveyedSegment>) -> Result<Content, Error> {
         let (disk, dir) = (self.disk(), self.dir);
         // What can be read depends on the names of the files too: a power failure could take the last one's name, and
         // damage before it would then be taken for a torn end.
@@ -470,8 +459,8 @@ impl Opener<'_> {
         let header = self.identity.header(end, BLOCK, 0);
         let segment = Arc::new(Segment::new(header, None, Arc::clone(&chunk)));
         let active = Arc::new(Active { segment, chunk });
-        let content = Content { segments, active, done: ChunkPosition::default(), newest, full: None };
-        Ok(Opening { content, claim: self.roller.claim_least(BLOCK) })
+        self.roller.claim_least(BLOCK).hand_over();
+        Ok(Content { segments, active, done: ChunkPosition::default(), newest, full: None })
     }
 
     /// Memory for the chunk of the last segment.
