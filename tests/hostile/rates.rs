@@ -9,6 +9,7 @@
 use super::{
     MIB, Producer, a_while,
     bodies::{gzip, zstd},
+    factor,
     floods::floods,
     http2::{self, Connection, SETTINGS},
     shapes,
@@ -342,7 +343,8 @@ fn a_producer_keeps_its_rate_beside_hostile_clients() {
             client.exchange("POST", "/v1/logs/a/records", &[("Content-Type", "text/plain")], &lines).unwrap();
         assert_eq!(stored.status, 200);
     }
-    let mut kinds = kinds(&server.address);
+    let every = if factor().is_some() { 1 } else { 3 };
+    let mut kinds: Vec<_> = kinds(&server.address).into_iter().step_by(every).collect();
     let producer = Producer::start(&server);
     producer.rate(Duration::from_millis(200));
     let without = Kept::calm(|| producer.rate(a_while(CALM)));

@@ -238,10 +238,10 @@ fn seeds(default: Range<u64>) -> Range<u64> {
 
 #[test]
 fn harmed_logs_are_repaired_and_go_on() {
-    seeds(0..300).for_each(|seed| one(seed, false));
+    seeds(0..200).for_each(|seed| one(seed, false));
 }
 
 #[test]
 fn harmed_logs_with_records_in_memory_are_repaired_and_go_on() {
-    seeds(0..60).for_each(|seed| one(seed, true));
+    seeds(0..40).for_each(|seed| one(seed, true));
 }
