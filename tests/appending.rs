@@ -316,8 +316,8 @@ fn an_import_that_another_run_has_taken_over_says_so_by_its_name() {
     let said = "1 record appended to a, offset 1; 1 stored before was passed over\n";
     assert_eq!(text(&second.stdout), said);
     input.write_all(b"2\n").unwrap();
+    assert_eq!(ends(&mut first, Duration::from_secs(10)), Some(1), "also if no more input comes");
     drop(input);
-    assert_eq!(ends(&mut first, Duration::from_secs(10)), Some(1));
     let output = first.wait_with_output().unwrap();
     let said = "millstream: another run of the import \"dump\" has taken over\n";
     assert_eq!(text(&output.stderr), said);

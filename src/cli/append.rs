@@ -124,7 +124,7 @@ struct Begun {
     sink: Sink,
     records: Records,
     passed_over: u64,
-    /// Completes when the server was away for too long.
+    /// Completes when the server was away for too long, or has refused a batch for good.
     lasting: Pin<Box<dyn Future<Output = client::Error>>>,
 }
 
@@ -449,7 +449,8 @@ fn say_it_is_over() {
     stderr::say(format_args!("the server answers again"));
 }
 
-/// Says what keeps the producer from storing. Completes with that when it has lasted for `patience`.
+/// Says what keeps the producer from storing. Completes with that when it has lasted for `patience`, or has stopped the
+/// producer for good.
 async fn lasting(mut trouble: watch::Receiver<Option<client::Error>>, patience: Duration) -> client::Error {
     let mut since = None;
     loop {
@@ -463,6 +464,9 @@ async fn lasting(mut trouble: watch::Receiver<Option<client::Error>>, patience: 
             },
         }
         if let Some(error) = trouble.borrow_and_update().as_ref() {
+            if !error.is_temporary() {
+                return error.clone();
+            }
             say_trouble(error, patience);
             since.get_or_insert_with(Instant::now);
         } else {

@@ -547,7 +547,7 @@ impl Producer {
     }
 
     /// What keeps the producer from storing at the moment, while it tries again: at the first failed attempt, and `None`
-    /// when it has succeeded.
+    /// when it has succeeded. An error that is not [temporary](Error::is_temporary) has stopped it for good.
     pub fn trouble(&self) -> watch::Receiver<Option<Error>> {
         self.shared.trouble.subscribe()
     }

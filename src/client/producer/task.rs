@@ -401,6 +401,9 @@ fn stop(shared: &Shared, error: Error) {
     state.again_at = Instant::now().checked_add(TRIED_AGAIN_AFTER);
     state.gave_up += 1;
     state.last_error = Some(error.clone());
+    if !error.is_temporary() {
+        shared.trouble.send_replace(Some(error.clone()));
+    }
     state.stuck = Some(error);
     shared.progress.notify_waiters();
 }
