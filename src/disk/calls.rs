@@ -96,6 +96,9 @@ fn unshare(file: &fs::File, range: Range<u64>) {
 
 /// Reserves blocks; `false` where the system does not support it.
 fn allocate(file: &fs::File, length: u64) -> io::Result<bool> {
+    if length == 0 {
+        return Ok(true); // which is no length that the system takes
+    }
     #[cfg(target_os = "linux")]
     {
         use rustix::{fs::FallocateFlags, io::Errno};

@@ -5,7 +5,7 @@
 use super::{
     Damage, Error, Options,
     environment::now,
-    recovery::{self, Copies, HeaderSource, Mended, State, Survey, SurveyedSegment},
+    recovery::{self, Copies, Filling, HeaderSource, Mended, State, Survey, SurveyedSegment},
 };
 use crate::{
     chunk::BackingDir,
@@ -77,16 +77,29 @@ pub(crate) fn repair_on(
     };
     // Before anything is changed.
     ensure_repairable(dir, &survey)?;
-    let mended = match shm_dir {
-        Some(at) if !survey.damage.is_empty() => from_backings(disk, dir, at, &mut survey)?,
-        _ => Vec::new(),
+    let backings = match shm_dir {
+        Some(at) if !survey.damage.is_empty() => backings_at(disk, dir, at, &survey)?,
+        _ => None,
     };
-    let Survey { segments, damage, missing, .. } = survey;
+    let mended = match &backings {
+        Some(backings) => recovery::mend(disk, dir, backings, &mut survey)?,
+        None => Vec::new(),
+    };
+    // What was mended may have closed a gap.
+    let missing = survey.gaps();
+    let fillings = missing.iter().map(|gap| match &backings {
+        Some(backings) => recovery::fill(disk, dir, backings, &survey, gap),
+        None => Ok(None),
+    });
+    let fillings = fillings.collect::<Result<Vec<_>, Error>>()?;
+    let Survey { segments, damage, .. } = survey;
     let mut repaired = Repaired { damage, kept: Vec::new() };
     let secret = segments.iter().map(|segment| segment.header.secret).find(|secret| secret.0.is_some());
     for (n, segment) in segments.iter().enumerate() {
-        // Not even one whole record is left of it, and what fills the gap takes its name.
-        if missing.iter().any(|gap| gap.start == segment.header.base) {
+        // What fills a gap takes its name: it has not even one whole record, or the filling has all of its records.
+        let base = segment.header.base;
+        let is_filled = fillings.iter().flatten().any(|filling| filling.header.base == base);
+        if is_filled || missing.iter().any(|gap| gap.start == base) {
             repaired.kept.push(keep_aside(disk, dir, segment)?);
             continue;
         }
@@ -97,7 +110,13 @@ pub(crate) fn repair_on(
         let mended = mended.get(n).unwrap_or(&Mended::No);
         repaired.kept.extend(repair_segment(disk, dir, segment, mended)?);
     }
-    for range in missing {
+    for (range, filling) in missing.into_iter().zip(fillings) {
+        if let Some(Filling { header, frames, scan }) = filling {
+            let path = dir.join(file::name(header.base));
+            store(disk, dir, &header, &frames[..frame::in_bytes(scan.words)], &scan)
+                .map_err(Error::io("write from memory", &path))?;
+            continue;
+        }
         let path = dir.join(file::name(range.start));
         let count = u32::try_from(range.end - range.start).unwrap_or(u32::MAX);
         let secret = secret.unwrap_or(Secret(None));
@@ -135,16 +154,16 @@ fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
     }
 }
 
-/// Looks for lost records in the backings at `at`, if there is such a place.
-fn from_backings(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<Vec<Mended>, Error> {
-    let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(Vec::new()) };
+/// The log's backings at `at`, if there is such a place.
+fn backings_at(disk: &dyn Disk, dir: &Path, at: &Path, survey: &Survey) -> Result<Option<BackingDir>, Error> {
+    let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(None) };
     let node = disk.node(dir).map_err(Error::io("look at", dir))?;
     match BackingDir::open(disk, at, log, dir, node) {
-        Ok(backings) => recovery::mend(disk, dir, &backings, survey),
+        Ok(backings) => Ok(Some(backings)),
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {
             tracing::warn!(dir = %dir.display(), at = %at.display(), %error, "cannot look for backings");
-            Ok(Vec::new())
+            Ok(None)
         }
     }
 }
@@ -212,26 +231,57 @@ fn write_zeros(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies the file as it is to an unused name, durably.
-fn keep_aside(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment) -> Result<PathBuf, Error> {
-    let names = disk.list(dir).map_err(Error::io("list", dir))?;
-    let name = file::name(segment.header.base);
-    let free = (1..=names.len() + 1)
-        .map(|n| format!("{name}.{n}{}", recovery::ASIDE))
-        .find(|name| !names.contains(name));
-    let path = dir.join(free.expect("more names than files were tried, so one is free"));
-    let copy = || -> io::Result<()> {
-        let source = disk.open(&segment.path, false)?;
+/// The bytes of a segment's file, with zeros where the disk cannot read them.
+struct Copy {
+    head: Aligned,
+    region: Region,
+    length: u64,
+}
+
+impl Copy {
+    fn of(disk: &dyn Disk, path: &Path) -> io::Result<Self> {
+        let source = disk.open(path, false)?;
         let length = source.len()?;
         let mut head = Aligned::new(FRAMES as usize)?;
-        salvage::read(&*source, &mut head[..length.min(FRAMES) as usize], 0, true)?; // or zeros
-        let region = Region::read(&*source, length, true)?;
-        let copy = disk.create(&path, length.next_multiple_of(BLOCK))?;
-        copy.write_at(&[IoSlice::new(&head), IoSlice::new(region.blocks())], 0)?;
-        copy.set_len(length)?;
+        salvage::read(&*source, &mut head[..length.min(FRAMES) as usize], 0, true)?;
+        Ok(Self { head, region: Region::read(&*source, length, true)?, length })
+    }
+
+    /// Writes a file with these bytes, under a temporary name first, so that there is all of it or nothing. Durable on
+    /// return.
+    fn write(&self, disk: &dyn Disk, dir: &Path, path: &Path) -> io::Result<()> {
+        let temporary = dir.join("next-kept.tmp");
+        let copy = disk.create(&temporary, self.length.next_multiple_of(BLOCK))?;
+        copy.write_at(&[IoSlice::new(&self.head), IoSlice::new(self.region.blocks())], 0)?;
+        copy.set_len(self.length)?;
+        disk.rename(&temporary, path)?;
         disk.sync_dir(dir)
-    };
-    copy().map_err(Error::io("keep the damaged file as", &path))?;
+    }
+}
+
+impl PartialEq for Copy {
+    fn eq(&self, other: &Self) -> bool {
+        self.length == other.length && self.head[..] == other.head[..] && self.region[..] == other.region[..]
+    }
+}
+
+/// Copies the file as it is to an unused name, durably; or finds a copy that an earlier attempt has kept.
+fn keep_aside(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment) -> Result<PathBuf, Error> {
+    let names = disk.list(dir).map_err(Error::io("list", dir))?;
+    let of_it = format!("{}.", file::name(segment.header.base));
+    let own = Copy::of(disk, &segment.path).map_err(Error::io("read", &segment.path))?;
+    for name in names.iter().filter(|name| name.starts_with(&of_it) && name.ends_with(recovery::ASIDE)) {
+        let path = dir.join(name);
+        if Copy::of(disk, &path).map_err(Error::io("read", &path))? == own {
+            disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
+            return Ok(path);
+        }
+    }
+    let free = (1..=names.len() + 1)
+        .map(|n| format!("{of_it}{n}{}", recovery::ASIDE))
+        .find(|name| !names.contains(name));
+    let path = dir.join(free.expect("more names than files were tried, so one is free"));
+    own.write(disk, dir, &path).map_err(Error::io("keep the damaged file as", &path))?;
     Ok(path)
 }
 
@@ -266,7 +316,7 @@ fn rewrite(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment, mended: &Mend
     write(disk, dir, &segment.header, frames, segment.footer_crc())
 }
 
-/// Writes a sealed segment with these frames, and gives it its name, replacing any other file. Durable on return.
+/// Writes a sealed segment with these frames, as [`store`] does.
 /// `last_crc` is the CRC of the original last frame, if it is known: a backing that continues after it is bound to
 /// that, not to a frame that marks the record as lost.
 fn write<'a>(
@@ -294,13 +344,20 @@ fn write<'a>(
     let capacity = capacity_for(bytes.len() as u64, scan.positions.len() as u64).ok_or_else(|| {
         io::Error::other("what is left of it, with marks for lost records, is larger than a segment may be")
     })?;
-    let header = Header { capacity, ..*header };
+    // No backing is of a segment with this header: one that has what is lost here is not taken for one that the disk has.
+    let capacity =
+        if capacity == header.capacity { (capacity + BLOCK).min(*CAPACITIES.end()) } else { capacity };
+    store(disk, dir, &Header { capacity, ..*header }, &bytes, &scan)
+}
+
+/// Writes a sealed segment with these frames, and gives it its name, replacing any other file. Durable on return.
+fn store(disk: &dyn Disk, dir: &Path, header: &Header, frames: &[u8], scan: &Scan) -> io::Result<()> {
     let file = SegmentFile::prepare(disk, dir, u64::MAX, header.capacity)?;
-    let mut block = Aligned::new(bytes.len())?;
-    block[..bytes.len()].copy_from_slice(&bytes);
-    file.file().write_at(&[IoSlice::new(&block)], FRAMES)?;
-    recovery::seal(file.file(), &header, &scan)?;
-    file.begin(disk, dir, &header)
+    let mut blocks = Aligned::new(frames.len())?;
+    blocks[..frames.len()].copy_from_slice(frames);
+    file.file().write_at(&[IoSlice::new(&blocks)], FRAMES)?;
+    recovery::seal(file.file(), header, scan)?;
+    file.begin(disk, dir, header)
 }
 
 #[cfg(all(test, not(loom)))]

@@ -126,6 +126,21 @@ impl BackingDir {
         Ok(frames)
     }
 
+    /// Reads bytes of the chunk in a backing, from byte `at` on. Returns how many there are, if it ends before that.
+    pub(crate) fn read_at(&self, name: &str, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
+        let file = self.memory.open(name)?;
+        let mut read = 0;
+        while read < bytes.len() {
+            match file.read_at(&mut bytes[read..], HEAD as u64 + at + read as u64) {
+                Ok(0) => break,
+                Ok(more) => read += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(read)
+    }
+
     pub(crate) fn remove(&self, name: &str) {
         self.memory.remove(name);
     }

@@ -3,23 +3,31 @@
 //! opening finds what it needs to restore the rest.
 //!
 //! # What always holds
-//! - A backing is trusted to have the same history only if every record that both have is the same, at the same place.
+//! - A backing is trusted to have the same history only if every record that both have is the same, at the same place; and
+//!   if they have none in common, by what the backing follows.
 //! - Nothing is removed, and nothing is given up that a backing may continue after: that is an error, unless the caller
 //!   chooses to ignore the backings.
 
 use super::{
     super::{Damage, Error},
     judge::{Copies, HeaderSource, Rest, State, Wreck, wreck},
-    left::{LeftBacking, left_backings},
+    left::{LeftBacking, contradict, left_backings, share_predecessors},
+    restore::last_crc,
     survey::{Survey, SurveyedSegment},
 };
 use crate::{
     chunk::{BackingDir, Predecessor},
     disk::{Aligned, BLOCK, Disk, is_transient},
     frame::{self, Key},
-    segment::{FRAMES, file, region::Region, scan, search},
+    segment::{
+        FRAMES, file,
+        header::Header,
+        region::Region,
+        scan::{self, Scan},
+        search,
+    },
 };
-use std::{collections::BTreeMap, io, path::Path};
+use std::{collections::BTreeMap, io, ops::Range, path::Path};
 
 /// What has become of a segment.
 pub(in crate::log) enum Mended {
@@ -38,7 +46,7 @@ pub(in crate::log) struct Whole {
     /// Bytes that the frames take.
     end: usize,
     /// The ranges that the disk cannot read.
-    unreadable: Vec<std::ops::Range<usize>>,
+    unreadable: Vec<Range<usize>>,
     /// The minimum length of its file.
     length: u64,
     /// How many bytes of frames its file has.
@@ -56,19 +64,18 @@ pub(in crate::log) fn mend(
     backings: &BackingDir,
     survey: &mut Survey,
 ) -> Result<Vec<Mended>, Error> {
-    let mut left = left_backings(disk, dir, backings, survey)?;
-    // Among backings with one base, the one that was begun last has the records.
-    left.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
+    let left = sorted(left_backings(disk, dir, backings, survey)?);
     let mut all = Vec::new();
     let bases: Vec<u64> = survey.segments.iter().map(|segment| segment.header.base).collect();
     // Memory may continue after the last record, even if the next segment's file was begun and has no record yet.
     let last = survey.segments.iter().rposition(|segment| segment.records() > 0).unwrap_or(0);
-    for (n, segment) in survey.segments.iter_mut().enumerate() {
-        let mut mended = Mended::No;
+    for n in 0..survey.segments.len() {
+        let precedes = precedes(disk, &survey.segments[..n], bases[n])?;
+        let (mut mended, segment) = (Mended::No, &mut survey.segments[n]);
         // Undamaged segments are left to opening, which restores what continues them.
         if matches!(segment.state, State::Damaged(_)) {
             let next = bases.get(n + 1).map(|next| next - segment.header.base);
-            mended = mend_one(disk, backings, &left, segment, next)?;
+            mended = mend_one(disk, backings, &left, segment, precedes, next)?;
             if let State::Damaged(wreck) = &segment.state
                 && n >= last
                 && let Some(backing) = left.iter().find(|backing| is_bound(backing, segment, wreck))
@@ -81,16 +88,108 @@ pub(in crate::log) fn mend(
     Ok(all)
 }
 
+/// Among backings with one base, the one that was begun last has the records: it comes first.
+fn sorted(mut left: Vec<LeftBacking>) -> Vec<LeftBacking> {
+    left.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
+    share_predecessors(&mut left);
+    left
+}
+
+/// What precedes the record at `base`, as far as these segments show.
+fn precedes(disk: &dyn Disk, segments: &[SurveyedSegment], base: u64) -> Result<Predecessor, Error> {
+    if base == 0 {
+        return Ok(Predecessor::Nothing);
+    }
+    let before = segments.iter().find(|segment| segment.records() > 0 && segment.end() == base);
+    let Some(before) = before else { return Ok(Predecessor::Unknown) };
+    let crc = last_crc(disk, before).map_err(Error::io("read", &before.path))?.or(before.footer_crc());
+    Ok(crc.map_or(Predecessor::Unknown, Predecessor::Frame))
+}
+
+/// Whether it is known that a backing continues after this.
+fn follows(backing: &LeftBacking, precedes: Predecessor) -> bool {
+    precedes != Predecessor::Unknown && backing.predecessor == precedes
+}
+
+/// What fills a gap between segments: all the frames of a backing.
+pub(in crate::log) struct Filling {
+    pub(in crate::log) header: Header,
+    pub(in crate::log) frames: Aligned,
+    pub(in crate::log) scan: Scan,
+}
+
+/// Looks in the log's backings for a segment that has the records of a gap: its file is gone, or was cut. Changes nothing.
+pub(in crate::log) fn fill(
+    disk: &dyn Disk,
+    dir: &Path,
+    backings: &BackingDir,
+    survey: &Survey,
+    gap: &Range<u64>,
+) -> Result<Option<Filling>, Error> {
+    let cut = survey.segments.iter().rfind(|segment| segment.end() == gap.start);
+    for backing in sorted(left_backings(disk, dir, backings, survey)?) {
+        let Header { base, .. } = backing.header;
+        if base > gap.start {
+            break;
+        }
+        let beside = cut.filter(|segment| segment.header.base == base);
+        if beside.is_none() && base < gap.start || beside.is_some_and(|segment| !is_of(&backing, segment)) {
+            continue;
+        }
+        let frames = match backings.frames(&backing.name) {
+            Ok(frames) => frames,
+            Err(error) if is_transient(&error) => {
+                return Err(Error::io("read", &backings.path(&backing.name))(error));
+            }
+            Err(_) => continue,
+        };
+        let scan = scan::scan(&frames, backing.header.key());
+        let continues = match beside.filter(|segment| segment.records() > 0) {
+            Some(segment) => begins_with(disk, segment, &frames).map_err(Error::io("read", &segment.path))?,
+            None => follows(&backing, precedes(disk, &survey.segments, base)?),
+        };
+        if continues && base + u64::from(scan.records()) == gap.end {
+            return Ok(Some(Filling { header: backing.header, frames, scan }));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether all frames that are left of a segment are in a backing as well, at the same places.
+fn begins_with(disk: &dyn Disk, segment: &SurveyedSegment, frames: &[u8]) -> io::Result<bool> {
+    let file = disk.open(&segment.path, false)?;
+    let bytes = Region::read(&*file, file.len()?, true)?;
+    let all: Vec<u32> = match &segment.state {
+        State::Unfinished(scan) | State::Active(_, scan) => scan.positions.clone(),
+        State::Damaged(wreck) => wreck.survivors.iter().flatten().collect(),
+        State::Sealed(footer) => {
+            return Ok(
+                frames.get(..frame::in_bytes(footer.words)) == bytes.get(..frame::in_bytes(footer.words))
+            );
+        }
+    };
+    Ok(all.into_iter().all(|word| {
+        let range = frame_at(&bytes, word);
+        bytes.get(range.clone()).is_some() && bytes.get(range.clone()) == frames.get(range)
+    }))
+}
+
 fn mend_one(
     disk: &dyn Disk,
     backings: &BackingDir,
     left: &[LeftBacking],
     segment: &mut SurveyedSegment,
+    precedes: Predecessor,
     next: Option<u64>,
 ) -> Result<Mended, Error> {
     let is_last = next.is_none();
     let of_it: Vec<&LeftBacking> = left.iter().filter(|backing| is_of(backing, segment)).collect();
     for backing in of_it {
+        // By this alone it is known to have the same history, if it has no record in common with the file.
+        let fits = match segment.source {
+            HeaderSource::Own { .. } => !contradict(backing.predecessor, precedes),
+            HeaderSource::Reconstructed { .. } => follows(backing, precedes),
+        };
         let frames = match backings.frames(&backing.name) {
             Ok(frames) => frames,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // it was removed meanwhile
@@ -101,8 +200,8 @@ fn mend_one(
             Err(_) if !is_last => continue,
             Err(_) => return Err(backing_continues(backings, backing, segment)),
         };
-        let mended =
-            together(disk, segment, backing, &frames, next).map_err(Error::io("read", &segment.path))?;
+        let mended = together(disk, segment, backing, &frames, fits, next)
+            .map_err(Error::io("read", &segment.path))?;
         if let Some(mended) = mended {
             return Ok(mended);
         }
@@ -141,6 +240,7 @@ fn together(
     segment: &mut SurveyedSegment,
     backing: &LeftBacking,
     frames: &[u8],
+    fits: bool,
     next: Option<u64>,
 ) -> io::Result<Option<Mended>> {
     let is_last = next.is_none();
@@ -151,7 +251,8 @@ fn together(
     let bytes = Region::read(&*file, file.len()?, true)?;
     let both = Both::of(damaged, &bytes, frames, key, next);
     let length = file::length(backing.header.capacity);
-    let Some(merged) = both.merged((length - FRAMES) as usize)? else { return Ok(None) };
+    let is_whole = segment.source.is_own() || next.is_none_or(|next| both.in_backing.len() as u64 == next);
+    let Some(merged) = both.merged((length - FRAMES) as usize, fits && is_whole)? else { return Ok(None) };
     let scan = scan::scan(&merged, key);
     let later = search::frames_from(&merged, key, scan.words, scan.records());
     if let HeaderSource::Reconstructed { has_key: true, .. } = segment.source {
@@ -205,9 +306,9 @@ impl<'a> Both<'a> {
         Self { bytes, in_file, frames, in_backing }
     }
 
-    /// All frames of both, in a region of this many bytes; `None` if they contradict each other, have nothing in common,
-    /// or the file has all of them.
-    fn merged(&self, length: usize) -> io::Result<Option<Aligned>> {
+    /// All frames of both, in a region of this many bytes; `None` if they contradict each other, or the file has all of
+    /// them, or has none and the backing does not fit.
+    fn merged(&self, length: usize, fits: bool) -> io::Result<Option<Aligned>> {
         let Self { bytes, in_file, frames, in_backing } = self;
         let mut merged = Aligned::new(length)?;
         for (from, there) in [(frames, in_backing), (bytes, in_file)] {
@@ -226,9 +327,13 @@ impl<'a> Both<'a> {
                 let range = frame_at(frames, word);
                 frames.get(range.clone()) == merged.get(range)
             });
-        let shared = in_file.is_empty() || in_file.keys().any(|record| in_backing.contains_key(record));
+        let is_same = if in_file.is_empty() {
+            fits
+        } else {
+            in_file.keys().any(|record| in_backing.contains_key(record))
+        };
         let adds = in_backing.keys().any(|record| !in_file.contains_key(record));
-        Ok((agrees && shared && adds).then_some(merged))
+        Ok((agrees && is_same && adds).then_some(merged))
     }
 }
 
@@ -238,7 +343,7 @@ fn words_at(bytes: &[u8], word: u32) -> u32 {
 }
 
 /// The bytes of the frame at a word.
-fn frame_at(bytes: &[u8], word: u32) -> std::ops::Range<usize> {
+fn frame_at(bytes: &[u8], word: u32) -> Range<usize> {
     let at = frame::in_bytes(word);
     at..at + frame::in_bytes(words_at(bytes, word))
 }

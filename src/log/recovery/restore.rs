@@ -79,7 +79,8 @@ pub(super) fn restore(
     limit_format_1(&mut left);
     // While one is restored, the next one is read and scanned.
     for backing in &mut left {
-        backing.needs_frames = sealed_as(survey, backing).is_none();
+        backing.needs_frames =
+            sealed_as(survey, backing).is_none_or(|segment| goes_on(backings, backing, segment));
     }
     let to_read: Vec<_> = left.iter().filter(|backing| backing.needs_frames).map(ToRead::of).collect();
     let is_small = to_read.iter().all(|to_read| to_read.capacity <= MAX_AHEAD_BYTES);
@@ -191,6 +192,17 @@ fn sealed_as<'a>(survey: &'a Survey, backing: &LeftBacking) -> Option<&'a Survey
     (backing.sealed && matches!(segment.state, State::Sealed(_))).then_some(segment)
 }
 
+/// Whether a backing that was sealed may have more records than its segment has by now: that was cut, and sealed again.
+fn goes_on(backings: &BackingDir, backing: &LeftBacking, segment: &SurveyedSegment) -> bool {
+    let words = words_of(segment).unwrap_or(0);
+    let mut next = [0; frame::HEAD];
+    // What cannot be read there is read again, and reported, with all of it.
+    let Ok(read) = backings.read_at(&backing.name, frame::in_bytes(words) as u64, &mut next) else {
+        return true;
+    };
+    frame::head(&next[..read], backing.header.key()).is_some_and(|next| next.record == segment.records())
+}
+
 impl Restorer<'_> {
     /// Restores from each backing. Returns `Full` if there is no room for what one of them may hold.
     fn restore_each(
@@ -232,7 +244,9 @@ impl Restorer<'_> {
         backing: &mut LeftBacking,
         frames: Option<io::Result<Frames>>,
     ) -> io::Result<BackingFate> {
-        if let Some(segment) = sealed_as(self.survey, backing) {
+        if !backing.needs_frames
+            && let Some(segment) = sealed_as(self.survey, backing)
+        {
             backing.end = Some((segment.end(), last_crc(self.disk, segment)?));
             return Ok(BackingFate::Redundant);
         }
@@ -471,7 +485,7 @@ fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()
 
 /// The CRC in the last frame of a segment; `None` if it is not known, because the frame is damaged or cannot be read:
 /// that is an error only for the record's readers.
-fn last_crc(disk: &dyn Disk, segment: &SurveyedSegment) -> io::Result<Option<u32>> {
+pub(super) fn last_crc(disk: &dyn Disk, segment: &SurveyedSegment) -> io::Result<Option<u32>> {
     match &segment.state {
         State::Unfinished(scan) | State::Active(_, scan) => Ok(scan.last_crc),
         State::Sealed(Footer { last_crc: Some(crc), .. }) => Ok(Some(*crc)),

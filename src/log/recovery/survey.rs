@@ -144,6 +144,14 @@ fn note_gap(survey: &mut Survey, dir: &Path, base: u64) {
     }
 }
 
+impl Survey {
+    /// The ranges of offsets between its segments, as they are now.
+    pub(in crate::log) fn gaps(&self) -> Vec<Range<u64>> {
+        let pairs = self.segments.iter().zip(self.segments.iter().skip(1));
+        pairs.map(|(one, next)| one.end()..next.header.base).filter(|gap| !gap.is_empty()).collect()
+    }
+}
+
 /// What a segment file says about itself at its start and at its end.
 struct Outline {
     path: PathBuf,

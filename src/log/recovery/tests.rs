@@ -7,6 +7,7 @@ mod harmed;
 mod histories;
 #[cfg(feature = "store")]
 mod little_memory;
+mod mended;
 mod old;
 mod repaired;
 mod repairing;
