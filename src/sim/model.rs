@@ -229,12 +229,26 @@ impl KnownLog {
     pub(super) fn found(&mut self, first: u64, next: u64, backings: bool) {
         let rest = self.records.split_off(next as usize);
         // Without backings, a later process may find what an earlier one had in memory.
-        let sent = self.sent.iter().filter(|sent| sent.first >= next).copied().collect();
+        let sent: Vec<Sent> = self.sent.iter().filter(|sent| sent.first >= next).copied().collect();
         let wiped = std::mem::take(&mut self.wiped);
         self.harmed_memory &= !wiped;
         let stays = !backings || self.harmed_memory;
         self.ghosts.retain(|ghost| ghost.at >= next && stays && !wiped);
         if stays && !rest.is_empty() {
+            // With it, others that branch off it may come back as well.
+            let further = |ghost: &&Ghost| ghost.at > next && ghost.at <= next + rest.len() as u64;
+            let on_it = self.ghosts.iter().filter(further).map(|ghost| Ghost {
+                at: next,
+                records: [&rest[..(ghost.at - next) as usize], &ghost.records].concat(),
+                sent: sent
+                    .iter()
+                    .filter(|sent: &&Sent| sent.first < ghost.at)
+                    .chain(&ghost.sent)
+                    .copied()
+                    .collect(),
+            });
+            let on_it: Vec<_> = on_it.collect();
+            self.ghosts.extend(on_it);
             self.ghosts.push(Ghost { at: next, records: rest, sent });
         }
         (self.durable, self.memory, self.told_of) = (next, next, 0);
