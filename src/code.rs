@@ -110,7 +110,7 @@ codes! {
     RecordUnreadable 500 "record_unreadable" Never Nothing "the disk reports an error where the record is: try again later, continue at `next_readable`, or read with `damaged=skip`";
     CursorsDamaged 500 "cursors_damaged" Never Nothing "where the log's consumers are is not known: remove all of its cursors (`DELETE /v1/logs/{log}/cursors`), and set them again";
     Internal 500 "internal" Never Perhaps "see the server's log; after an append, read the end of the log";
-    LogUnusable 500 "log_unusable" Never Nothing "its directory cannot be used as a log: the detail says why; see `millstream verify`, or delete the log";
+    LogUnusable 500 "log_unusable" Never Nothing "its directory cannot be used as a log: the detail says why; see `millstream verify`";
     ReadOnly 503 "read_only" Never Nothing "repair the log with `millstream repair`";
     WriterFailed 503 "writer_failed" Never Perhaps "it is not known whether the records were stored: restart the server, and read them back";
     ShuttingDown 503 "shutting_down" Soon Nothing "try again";

@@ -322,7 +322,7 @@ impl<R: BufRead> Source<R> {
     /// The error about the record after those that were read.
     fn too_large(&self) -> io::Error {
         let (record, most) = (self.name_of(self.progress.records + 1), self.record_bytes);
-        let error = format!("{record} has more than {most} bytes, which is the limit of its log");
+        let error = format!("{record} has more than {most} bytes, the most that can be appended there");
         io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
@@ -411,7 +411,7 @@ mod tests {
             let said = refused(&too_large).unwrap_err().to_string();
             assert_eq!(
                 said,
-                format!("record {} has more than 8 bytes, which is the limit of its log", first + 1)
+                format!("record {} has more than 8 bytes, the most that can be appended there", first + 1)
             );
         }
         // Of what is behind it, no more was read than a buffer takes.

@@ -30,6 +30,7 @@ use crate::{
     disk::Disk,
     log::{CLOSING, COMMON_LOCK, Environment, Error as LogError, SETTINGS, budget::Budget},
     name::is_log_name,
+    segment::file::base_of,
     sync::{read_lock, write_lock},
 };
 use std::{
@@ -131,6 +132,10 @@ impl Store {
         let disk = &*env.disk;
         options.log.check()?;
         disk.create_dir(&dir).map_err(LogError::io("make the directory", &dir))?;
+        let has_segments = |names: Vec<String>| names.iter().any(|name| base_of(name).is_some());
+        if has_segments(disk.list(&dir).map_err(LogError::io("list", &dir))?) {
+            return Err(LogError::OneLog { dir }.into());
+        }
         let lock = disk.lock(&dir.join(COMMON_LOCK)).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => LogError::InUse { dir: dir.clone() },
             _ => LogError::io("lock", &dir)(error),

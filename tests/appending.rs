@@ -260,10 +260,29 @@ fn a_record_that_its_log_does_not_take_is_not_read_to_its_end() {
             let output = child.wait_with_output().unwrap();
             let record = if format == ["whole"] { 1 } else { 2 };
             let expected =
-                format!("record {record} has more than {most} bytes, which is the limit of its log");
+                format!("record {record} has more than {most} bytes, the most that can be appended there");
             assert!(text(&output.stderr).contains(&expected), "{arguments:?}: {}", text(&output.stderr));
         }
     });
+}
+
+/// It was sent, "cannot reach" the server was said because that hung up, and no record was named: "uncertain" whether it was
+/// stored.
+#[test]
+fn a_record_that_no_body_has_room_for_is_named_before_it_is_sent() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs", "--max-body-bytes", "1MiB"]);
+    let long = vec![b'x'; (1 << 20) + 1];
+    let input = [b"first\n", &long[..], b"\n"].concat();
+    let output = run(&["append", "a", "--json", "--batch-bytes", "4MiB", "--url", &server.address], &input);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let error = "record 2 has more than 1048572 bytes, the most that can be appended there";
+    assert!(report["error"].as_str().unwrap().contains(error), "{report}");
+    assert_eq!((&report["records"], &report["uncertain"]), (&1.into(), &false.into()), "{report}");
+    assert!(!text(&output.stderr).contains("cannot reach"), "{}", text(&output.stderr));
+    // The largest one is taken.
+    let output = run(&["append", "a", "--format", "whole", "--url", &server.address], &long[..(1 << 20) - 4]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
 /// No signal ended it while it passed over what is stored.

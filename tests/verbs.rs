@@ -56,7 +56,7 @@ fn a_directory_takes_what_the_settings_of_its_log_say() {
     for (input, expected) in [
         (&b"3\n{\n"[..], "record 2: the value must be JSON"),
         (b"\"\xff\"\n", "record 1: the value must be JSON"),
-        (b"[1,2,3,4,5]\n", "record 1 has more than 9 bytes, which is the limit of its log"),
+        (b"[1,2,3,4,5]\n", "record 1 has more than 9 bytes, the most that can be appended there"),
     ] {
         let output = append(input);
         let said = String::from_utf8_lossy(&output.stderr);
@@ -468,6 +468,29 @@ fn a_directory_for_a_new_log_is_made() {
         let (code, said) = bad(&[verb, &["--data", &path("no")]].concat(), "");
         assert!(code == Some(1) && !place.path().join("no").exists(), "{verb:?}: {said}");
     }
+}
+
+/// A lock file was left in it, with which it was no log any more, for nobody.
+#[test]
+fn the_directory_of_one_log_is_not_taken_for_one_of_many() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    good(&["append", "a", "--create", "--data", path], "1\n");
+    let own = data.path().join("a");
+    for verb in
+        [&["logs", "list"][..], &["read", "a"], &["append", "a", "--create"], &["cursors", "list", "a"]]
+    {
+        let (code, said) = bad(&[verb, &["--data", own.to_str().unwrap()]].concat(), "1\n");
+        assert!(code == Some(1) && said.contains("name the directory that it is in"), "{verb:?}: {said}");
+        assert!(!own.join(".lock").exists(), "{verb:?}");
+    }
+    // As earlier versions have left it.
+    std::fs::write(own.join(".lock"), b"").unwrap();
+    assert_eq!(good(&["read", "a", "--data", path], ""), "1\n");
+    assert!(good(&["verify", own.to_str().unwrap()], "").contains("1 record"));
+    std::fs::write(own.join("notes"), b"").unwrap();
+    let (_, said) = bad(&["read", "a", "--data", path], "");
+    assert!(said.contains("\"notes\", which is no file of a log; move that away"), "{said}");
 }
 
 /// An address in the environment made `--data` unusable.

@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use indicatif::ProgressBar;
 use input::{Input, Next, Records};
 use millstream::{
-    MAX_SEGMENT_BYTES, RECORD_EXTRA_BYTES,
+    RECORD_EXTRA_BYTES,
     client::{self, Client, ProducerOptions},
     import::{Progress, Split},
     store::{LogSettings, OpenLog},
@@ -318,7 +318,7 @@ impl Append {
     async fn begin(&self, target: &Target, place: Place<'_>, input: Input) -> Result<Begun, Failure> {
         let patience = Duration::from_secs(self.patience);
         let mut lasting: Pin<Box<dyn Future<Output = _>>> = Box::pin(std::future::pending());
-        let (sink, mark, settings, segment_bytes) = match place {
+        let (sink, mark, settings, fits) = match place {
             Place::Server(client) => {
                 if self.create {
                     patiently(patience, async || self.create(target).await).await?;
@@ -336,7 +336,8 @@ impl Append {
                 let described = client.describe(&self.log).await;
                 let settings =
                     described.map_or_else(|_| LogSettings::default(), |described| described.settings);
-                (Sink::Server(producer), begun.mark, settings, begun.segment_bytes)
+                let fits = begun.max_record_bytes();
+                (Sink::Server(producer), begun.mark, settings, fits)
             }
             Place::Directory(log, segment_bytes) => {
                 let begun = self.import.as_ref().map(|name| log.begin_epoch(name)).transpose()?;
@@ -344,11 +345,15 @@ impl Append {
                 let producer = self.import.clone().map(|name| (name, epoch));
                 let settings = log.settings().clone();
                 let writer = Writer::new(log, segment_bytes, self.batch_bytes as u64, producer);
-                (Sink::Directory(writer), mark, settings, Some(segment_bytes))
+                (
+                    Sink::Directory(writer),
+                    mark,
+                    settings,
+                    segment_bytes.saturating_sub(*RECORD_EXTRA_BYTES.start()),
+                )
             }
         };
         let (input, passed_over) = self.resume(input, mark.as_deref()).await?;
-        let fits = segment_bytes.unwrap_or(MAX_SEGMENT_BYTES).saturating_sub(*RECORD_EXTRA_BYTES.start());
         let record_bytes = settings.record_bytes.map_or(fits, |most| most.min(fits));
         let records = input.read(record_bytes, settings);
         Ok(Begun { sink, records, passed_over, lasting })

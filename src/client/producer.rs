@@ -11,7 +11,7 @@ mod task;
 
 use super::{Client, Error, Trouble, error::Refusal};
 use crate::{
-    BATCH_EXTRA_BYTES, RECORD_EXTRA_BYTES,
+    BATCH_EXTRA_BYTES, MAX_SEGMENT_BYTES, RECORD_EXTRA_BYTES,
     api::Appended,
     wire::{AppendFrame, Prefix},
 };
@@ -49,6 +49,17 @@ pub struct Epoch {
     pub log_id: String,
     /// The bytes of the log's segments: a batch must fit. Earlier servers do not say it.
     pub segment_bytes: Option<u64>,
+    /// The most bytes of a body that the server takes, and so of a batch. Earlier servers do not say it.
+    pub max_body_bytes: Option<u64>,
+}
+
+impl Epoch {
+    /// The most bytes that a record may have, as far as is known: it must fit in a segment, and in a body.
+    pub fn max_record_bytes(&self) -> u64 {
+        let segment = self.segment_bytes.unwrap_or(MAX_SEGMENT_BYTES);
+        let body = self.max_body_bytes.map_or(u64::MAX, |most| most.saturating_sub(Prefix::BYTES as u64));
+        segment.saturating_sub(*RECORD_EXTRA_BYTES.start()).min(body)
+    }
 }
 
 /// Completes with the offset of a record once that is stored. Dropping it changes nothing.

@@ -286,7 +286,10 @@ impl From<Error> for Problem {
             | Error::Newer { .. }
             | Error::Corrupt { .. }
             | Error::BackingContinues { .. } => Code::LogUnusable,
-            Error::Io { .. } | Error::NotAppended { .. } | Error::BadOptions { .. } => Code::Internal,
+            Error::Io { .. }
+            | Error::NotAppended { .. }
+            | Error::BadOptions { .. }
+            | Error::OneLog { .. } => Code::Internal,
         };
         let problem = match code {
             // What the system said, and not on which file: that is for the server's log.

@@ -181,12 +181,18 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The directory holds something other than a log.
-    #[error("{} is not a Millstream log: it holds {found:?}; name an empty directory", .dir.display())]
+    #[error("{} is not a Millstream log: it holds {found:?}, which is no file of a log; move that away, or name another directory", .dir.display())]
     NotALog {
         /// The directory.
         dir: PathBuf,
         /// A file in it that does not belong to a log.
         found: String,
+    },
+    /// The directory is that of one log, where one that holds logs is expected.
+    #[error("{} is the directory of a log; name the directory that it is in", .dir.display())]
+    OneLog {
+        /// The directory.
+        dir: PathBuf,
     },
     /// Written by a newer version.
     #[error("{} has format {version}, and this program reads up to {}; use a newer millstream", .path.display(), crate::segment::header::VERSION)]

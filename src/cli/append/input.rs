@@ -245,7 +245,7 @@ mod tests {
                 }
             }
             stopping.abort();
-            let expected = "record 50001 has more than 100 bytes, which is the limit of its log";
+            let expected = "record 50001 has more than 100 bytes, the most that can be appended there";
             assert_eq!((came, error.as_deref()), (50_000, Some(expected)));
             Ok(())
         })

@@ -457,6 +457,6 @@ fn continue_in(shared: &Shared, begun: BegunEpoch) {
     shared.oldest.store(0, Ordering::Relaxed);
     let BegunEpoch { epoch, mark, log_id, segment_bytes, max_body_bytes, .. } = begun;
     state.limits = Limits { segment: segment_bytes, body: max_body_bytes, ..state.limits };
-    state.epoch = Some(Epoch { epoch, mark, log_id, segment_bytes });
+    state.epoch = Some(Epoch { epoch, mark, log_id, segment_bytes, max_body_bytes });
     shared.progress.notify_waiters();
 }

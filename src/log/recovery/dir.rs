@@ -29,6 +29,7 @@ pub(crate) const SETTINGS: &str = "log.json";
 /// Whether a log's directory may have a file of this name.
 pub(crate) fn is_ours(name: &str) -> bool {
     name == LOCK
+        || name == COMMON_LOCK // left by versions that took a log's directory for one of many logs
         || [PRODUCERS, CURSORS, SETTINGS].contains(&name.strip_suffix(".tmp").unwrap_or(name))
         || file::base_of(name).is_some()
         || file::is_temporary(name)
