@@ -285,6 +285,41 @@ fn a_record_that_no_body_has_room_for_is_named_before_it_is_sent() {
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
+/// It went on in the new log, where what was appended before is not: an import passed over that for good.
+#[test]
+fn an_append_whose_log_is_deleted_and_created_again_stops() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let url = ["--url", &server.address];
+    for (import, quiet) in [(&["--import", "i"][..], false), (&[], false), (&["--import", "i"], true)] {
+        let append = [&["append", "a", "--json"], import, &url].concat();
+        let mut child = command(&append).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        if quiet {
+            std::thread::sleep(Duration::from_millis(500)); // until it has begun
+        } else {
+            stdin.write_all(b"1\n").unwrap();
+            while text(&run(&[&["read", "a"], &url[..]].concat(), b"").stdout) != "1\n" {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        for verb in ["delete", "create"] {
+            assert!(run(&[&["logs", verb, "a"], &url[..]].concat(), b"").status.success());
+        }
+        stdin.write_all(b"2\n").unwrap();
+        assert_eq!(ends(&mut child, Duration::from_secs(10)), Some(1), "{append:?}");
+        let output = child.wait_with_output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let error = report["error"].as_str().unwrap();
+        assert!(error.contains("another one created under its name"), "{report}");
+        assert_eq!(report["records"], u64::from(!quiet), "{report}");
+        assert_eq!(text(&run(&[&["read", "a"], &url[..]].concat(), b"").stdout), "");
+        assert!(run(&append, b"1\n2\n").status.success());
+        assert_eq!(text(&run(&[&["read", "a"], &url[..]].concat(), b"").stdout), "1\n2\n");
+        assert!(run(&[&["logs", "delete", "a"], &url[..]].concat(), b"").status.success());
+    }
+}
+
 /// No signal ended it while it passed over what is stored.
 #[test]
 fn a_signal_ends_an_import_that_passes_over_what_is_stored() {

@@ -324,7 +324,8 @@ impl Append {
                     patiently(patience, async || self.create(target).await).await?;
                 }
                 let mut options = ProducerOptions::default();
-                (options.batch_bytes, options.patience) = (self.batch_bytes, patience);
+                (options.batch_bytes, options.patience, options.same_log) =
+                    (self.batch_bytes, patience, true);
                 let id = self.import.clone().unwrap_or_else(unnamed);
                 let producer = client.producer_with(&self.log, &id, options)?;
                 lasting = Box::pin(self::lasting(producer.trouble(), patience));

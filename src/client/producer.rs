@@ -190,6 +190,8 @@ struct State {
     unsent: usize,
     /// The epoch in which batches are sent, once it has begun.
     epoch: Option<Epoch>,
+    /// The id of the log in which the first epoch has begun.
+    log_id: Option<String>,
     /// Whether somebody waits for the epoch to begin.
     wants_epoch: bool,
     /// The last epoch that has begun, also if nothing was sent in it.
@@ -239,6 +241,7 @@ struct Shared {
     client: Client,
     log: String,
     id: String,
+    same_log: bool,
     batch_bytes: usize,
     linger: Duration,
     patience: Duration,
@@ -292,11 +295,15 @@ pub struct ProducerOptions {
     pub linger: Duration,
     /// How long a batch is sent again while the server cannot be reached, or says to try again. Default: 60 s.
     pub patience: Duration,
+    /// Whether to stop with [`Error::AnotherLog`] if the log was deleted, and another one created under its name. Otherwise the
+    /// producer goes on there. Default: false.
+    pub same_log: bool,
 }
 
 impl Default for ProducerOptions {
     fn default() -> Self {
-        Self { batch_bytes: 1 << 20, linger: Duration::from_millis(100), patience: Duration::from_secs(60) }
+        let (linger, patience) = (Duration::from_millis(100), Duration::from_secs(60));
+        Self { batch_bytes: 1 << 20, linger, patience, same_log: false }
     }
 }
 
@@ -310,7 +317,7 @@ impl std::fmt::Debug for Producer {
 impl Producer {
     /// Must be called within a runtime.
     pub(super) fn new(client: Client, log: String, id: String, options: ProducerOptions) -> Self {
-        let ProducerOptions { batch_bytes, linger, patience } = options;
+        let ProducerOptions { batch_bytes, linger, patience, same_log } = options;
         let shared = Arc::new(Shared {
             client,
             log,
@@ -318,6 +325,7 @@ impl Producer {
             batch_bytes: batch_bytes.clamp(1, MAX_UNSENT_BYTES / 2),
             linger,
             patience,
+            same_log,
             state: Mutex::default(),
             changed: Notify::new(),
             progress: Notify::new(),

@@ -111,13 +111,15 @@ const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// unless the server says that it has not stored it.
 async fn send(
     shared: Arc<Shared>,
-    epoch: u32,
+    begun: Epoch,
     sequence: u64,
     body: Bytes,
     mark: Option<String>,
     may_be_stored: Arc<AtomicBool>,
 ) -> Result<Appended, Refusal> {
-    let path = format!("{}/records", path_of(&shared.log)?);
+    let Epoch { epoch, log_id, .. } = begun;
+    let only = if shared.same_log { format!("?log_id={log_id}") } else { String::new() };
+    let path = format!("{}/records{only}", path_of(&shared.log)?);
     let (epoch_text, sequence_text) = (epoch.to_string(), sequence.to_string());
     let mut headers = vec![
         (CONTENT_TYPE.as_str(), wire::MEDIA_TYPE),
@@ -270,7 +272,7 @@ fn next_step(shared: &Arc<Shared>) -> Step {
         return if state.closed && state.settled == state.accepted { Step::End } else { Step::Wait(due) };
     }
     let Some(begun) = &state.epoch else { return Step::Begin };
-    let epoch = begun.epoch;
+    let begun = begun.clone();
     state.sent_in = Some(begun.clone());
     while state.numbered.len() < MAX_IN_FLIGHT
         && let Some(batch) = state.full.pop_front()
@@ -295,7 +297,7 @@ fn next_step(shared: &Arc<Shared>) -> Step {
     for batch in state.numbered.iter_mut().filter(|batch| batch.sending.is_none()) {
         let (body, mark) = (batch.body.clone(), batch.mark.clone());
         let may_be_stored = Arc::clone(&batch.may_be_stored);
-        let sending = send(Arc::clone(shared), epoch, batch.sequence, body, mark, may_be_stored);
+        let sending = send(Arc::clone(shared), begun.clone(), batch.sequence, body, mark, may_be_stored);
         batch.sending = Some(tokio::spawn(sending));
     }
     Step::Wait(due_at(shared, state))
@@ -437,6 +439,12 @@ fn fate(sequence: u64, sent_in: &Epoch, begun: &BegunEpoch) -> Fate {
 /// Continues in an epoch that has begun: what is known to be stored of the last one is done, the rest gets new numbers.
 fn continue_in(shared: &Shared, begun: BegunEpoch) {
     let mut state = shared.state();
+    let first = state.log_id.get_or_insert_with(|| begun.log_id.clone());
+    if shared.same_log && *first != begun.log_id {
+        let detail = format!("it had the id {first}, and has {} now", begun.log_id);
+        drop(state);
+        return stop(shared, Error::AnotherLog { detail });
+    }
     state.wants_epoch = false;
     (state.begun, state.takes_over) = (Some(begun.epoch), false);
     // What was not sent, or was refused each time, is not stored, nor is what comes after it.
