@@ -13,6 +13,9 @@ use std::{
     str::FromStr,
 };
 
+/// U+FEFF in UTF-8, which some editors write at the beginning of text.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
 /// What each record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
@@ -270,7 +273,11 @@ impl<R: BufRead> Source<R> {
                 self.from.by_ref().take(most).read_to_end(record)?;
                 self.read(record);
             } else {
+                let is_first = self.progress.bytes == 0;
                 self.take_line(record, most.saturating_add(LINE_END_BYTES))?;
+                if is_first && record.starts_with(BYTE_ORDER_MARK) {
+                    record.drain(..BYTE_ORDER_MARK.len()); // it is no part of the first line, as in a body
+                }
             }
             if record.is_empty() {
                 return Ok(false);
@@ -500,6 +507,21 @@ mod tests {
             assert_eq!(all(&mut again).len(), 1);
             assert!(again.progress().to_string().ends_with(split.name()));
         }
+    }
+
+    /// It was stored with the first line, and made a line of JSON a wrong one.
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        let values =
+            |source: &mut Source<&[u8]>| all(source).into_iter().map(|(value, _)| value).collect::<Vec<_>>();
+        for split in [Split::Lines, Split::Json] {
+            let mut source = of(b"\xEF\xBB\xBF1\n2\n", split);
+            assert_eq!(values(&mut source), [&b"1"[..], b"2"]);
+            let mut again = of(b"\xEF\xBB\xBF1\n2\n\xEF\xBB\xBF3\n", split);
+            again.resume(&source.progress()).unwrap();
+            assert_eq!(values(&mut again), [b"\xEF\xBB\xBF3"], "not at the beginning");
+        }
+        assert_eq!(values(&mut of(b"\xEF\xBB\xBF1", Split::Whole)), [b"\xEF\xBB\xBF1"]);
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Bench {
         let page =
             self.html.as_ref().map(|path| std::fs::File::create(path).map_err(|error| said(path, &error)));
         let page = page.transpose()?;
-        let target = self.at.open()?;
+        let target = self.at.open_or_create()?;
         if matches!(target, Target::Directory(_)) && (self.session || self.http2) {
             return Err(Usage("--session and --http2 take a server".to_owned()).into()); // where a variable names a directory
         }

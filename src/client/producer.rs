@@ -295,8 +295,8 @@ pub struct ProducerOptions {
     pub linger: Duration,
     /// How long a batch is sent again while the server cannot be reached, or says to try again. Default: 60 s.
     pub patience: Duration,
-    /// Whether to stop with [`Error::AnotherLog`] if the log was deleted, and another one created under its name. Otherwise the
-    /// producer goes on there. Default: false.
+    /// Whether to stop with [`Error::AnotherLog`] if the log was deleted, and another one created under its name.
+    /// Otherwise the producer goes on there. Default: false.
     pub same_log: bool,
 }
 

@@ -1,14 +1,11 @@
 //! Bodies that are JSON objects, such as settings: what they may be, and what is wrong with others.
 
 use super::problem::{Problem, truncated};
-use crate::{Code, json::Object};
+use crate::{Code, import::BYTE_ORDER_MARK, json::Object};
 use serde::{Deserialize, de::IgnoredAny};
 
 /// The most bytes of a parser's message that are quoted, so that there is room for what to send instead.
 const MAX_QUOTED_BYTES: usize = 300;
-
-/// U+FEFF in UTF-8, which some editors write at the beginning of text.
-pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// Parses a body: `invalid_json` if it is not JSON, `invalid_request` if it is JSON other than what is `expected`.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], expected: &str) -> Result<T, Problem> {

@@ -316,9 +316,8 @@ fn rewrite(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment, mended: &Mend
     write(disk, dir, &segment.header, frames, segment.footer_crc())
 }
 
-/// Writes a sealed segment with these frames, as [`store`] does.
-/// `last_crc` is the CRC of the original last frame, if it is known: a backing that continues after it is bound to
-/// that, not to a frame that marks the record as lost.
+/// Writes a sealed segment with these frames, as [`store`] does. `last_crc` is the CRC of the original last frame, if
+/// it is known: a backing that continues after it is bound to that, not to a frame that marks the record as lost.
 fn write<'a>(
     disk: &dyn Disk,
     dir: &Path,

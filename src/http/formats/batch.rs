@@ -5,7 +5,8 @@ use crate::{
     Code,
     chunk::AppendValues,
     frame::JSON,
-    http::{memory::Grant, object::BYTE_ORDER_MARK, problem::Problem, segment_room::SegmentRoom},
+    http::{memory::Grant, problem::Problem, segment_room::SegmentRoom},
+    import::BYTE_ORDER_MARK,
     settings::{LogSettings, Values, check_json},
     wire::AppendFrame,
 };

@@ -82,8 +82,8 @@ fn segments_in_the_middle_that_are_cut_or_gone_are_mended_from_their_backings() 
     });
 }
 
-/// The first segment was closed once, with a mark, and then continued. It was mended as a whole, and the gap after it filled
-/// all the same.
+/// The first segment was closed once, with a mark, and then continued. It was mended as a whole, and the gap after it
+/// filled all the same.
 #[test]
 fn a_gap_is_not_filled_after_the_segment_before_it_was_mended() {
     let at = tempfile::tempdir().unwrap();
