@@ -283,3 +283,48 @@ fn a_damaged_log_makes_names_durable_before_it_serves_what_they_tell_of() {
     names("opening", &|| assert!(!open(&sim, small(None)).unwrap().damage().is_empty()));
     names("repair", &|| drop(repaired(&sim)));
 }
+
+/// A log of sixty records of 128 bytes, of which those that a bad sector has a part of cannot be read.
+fn log_with_a_bad_sector(bad: u64) -> (Log, Vec<u64>) {
+    let sim = Sim::new(1);
+    let o = || options(1 << 14, 1 << 14, 1 << 20, None);
+    let log = open(&sim, o()).unwrap();
+    for n in 0..60u8 {
+        log.append(&[n; 100]).unwrap();
+    }
+    log.roll().unwrap();
+    log.close().unwrap();
+    let log = open(&sim, o()).unwrap();
+    sim.spoil_at(Path::new(FIRST), 4096 + bad as usize * 128);
+    let lost = (0..60).filter(|&offset| log.read(offset).is_err()).collect();
+    (log, lost)
+}
+
+/// What was read at once began at any record, and the parts of 512 bytes in which it was read again were counted from
+/// there: two of them had a bit of the bad sector, and every record with a bit of those was taken for unreadable.
+#[test]
+fn only_the_records_in_a_bad_sector_are_unreadable_wherever_a_reader_begins() {
+    let (log, lost) = log_with_a_bad_sector(40);
+    assert_eq!(lost, [40, 41, 42, 43]);
+    for begin in 0..8 {
+        let (mut reader, mut unreadable) = (log.reader(begin), Vec::new());
+        while reader.offset() < 60 {
+            let at = reader.offset();
+            if reader.read_next().is_err() {
+                reader.seek_readable(at + 1).unwrap();
+                unreadable.extend(at..reader.offset());
+            }
+        }
+        assert_eq!(unreadable, lost, "from {begin}");
+    }
+}
+
+#[test]
+fn a_reverse_iteration_reaches_every_record_that_can_be_read_after_a_bad_sector() {
+    let (log, lost) = log_with_a_bad_sector(40);
+    for end in 50..60 {
+        let reached = log.iter_range(0..end).rev().map_while(Result::ok).last();
+        let expected = lost.last().map(|lost| lost + 1);
+        assert_eq!(reached.map(|record| record.offset()), expected, "from {end} on");
+    }
+}
