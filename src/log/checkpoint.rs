@@ -42,8 +42,9 @@ impl Shared {
         // Looked at once: a record that comes after this is after the end, with the segment that it is in.
         let mut end = active.segment.base();
         if active.chunk.reserved() > 0 {
-            active.chunk.close();
             let mut turn = Turn::new(self.roll.line());
+            self.next_is_ready(&active, &mut turn)?;
+            active.chunk.close();
             self.next_active(&active, 0, WaitFor::Anything, &mut turn)?;
             end += u64::from(active.chunk.reserved());
         }

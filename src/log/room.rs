@@ -50,6 +50,22 @@ impl WaitFor {
 /// few milliseconds; where it takes longer, the disk is behind.
 const PREPARING: Duration = Duration::from_millis(20);
 
+/// A caller that waits for a segment with room for `needs` bytes.
+struct Waiting {
+    needs: u64,
+    wait_for: WaitFor,
+    /// It looks a few times before it waits to be woken.
+    backoff: Backoff,
+    /// When it began to do so.
+    since: Option<Duration>,
+}
+
+impl Waiting {
+    fn new(needs: u64, wait_for: WaitFor) -> Self {
+        Self { needs, wait_for, backoff: Backoff::new(), since: None }
+    }
+}
+
 impl Shared {
     /// Waits for an active segment other than `closed`, which has no room for an append of `needs` bytes. Dropping `turn`
     /// gives the turn to the next caller in the line, so the caller keeps it until its append is done.
@@ -61,8 +77,7 @@ impl Shared {
         wait_for: WaitFor,
         turn: &mut Turn<'_>,
     ) -> Result<Arc<Active>, Error> {
-        let backoff = Backoff::new();
-        let mut waits_since = None;
+        let mut waiting = Waiting::new(needs, wait_for);
         loop {
             let seen = self.roll.line().events();
             let stopped = || self.writable().err().unwrap_or(Error::Closed);
@@ -83,21 +98,42 @@ impl Shared {
                 self.roll.ask(0); // when the disk is behind, waiting until a quarter of the new chunk is written is too late
                 continue;
             }
-            if let Some(full) = self.flush.full() {
-                return Err(full);
-            }
-            self.roll.found_full(self.env.machine.elapsed());
-            self.roll.ask(needs);
-            if !backoff.is_completed() {
-                backoff.snooze();
-                continue;
-            }
-            if let Some(refused) = self.roll.refused_lately(self.env.machine.elapsed()) {
-                return Err(refused);
-            }
-            let until = self.waits_until(wait_for, turn, &mut waits_since)?;
-            turn.park(seen, || self.stopping.load(Ordering::SeqCst), until);
+            self.wait_for_segment(&mut waiting, seen, turn)?;
         }
+    }
+
+    /// Waits until there is a spare segment to follow `active`; or until another one is the active segment, or its chunk has
+    /// ended. To be called before the chunk is closed: without a successor, a closed one refuses what it has room for.
+    pub(super) fn next_is_ready(&self, active: &Arc<Active>, turn: &mut Turn<'_>) -> Result<(), Error> {
+        let mut waiting = Waiting::new(0, WaitFor::Anything);
+        loop {
+            let seen = self.roll.line().events();
+            self.writable()?;
+            let is_active = Arc::ptr_eq(&self.active.load_full().segment, &active.segment);
+            if self.roll.is_ready() || !is_active || active.chunk.end().is_some() {
+                return Ok(());
+            }
+            self.wait_for_segment(&mut waiting, seen, turn)?;
+        }
+    }
+
+    /// Asks for a spare segment, which was not there after `seen`, and waits for a moment, or until something has happened.
+    fn wait_for_segment(&self, waiting: &mut Waiting, seen: u64, turn: &mut Turn<'_>) -> Result<(), Error> {
+        if let Some(full) = self.flush.full() {
+            return Err(full);
+        }
+        self.roll.found_full(self.env.machine.elapsed());
+        self.roll.ask(waiting.needs);
+        if !waiting.backoff.is_completed() {
+            waiting.backoff.snooze();
+            return Ok(());
+        }
+        if let Some(refused) = self.roll.refused_lately(self.env.machine.elapsed()) {
+            return Err(refused);
+        }
+        let until = self.waits_until(waiting.wait_for, turn, &mut waiting.since)?;
+        turn.park(seen, || self.stopping.load(Ordering::SeqCst), until);
+        Ok(())
     }
 
     /// Called when there is no room: returns the deadline of the wait, or `None` to wait indefinitely. `since` is when the

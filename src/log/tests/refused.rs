@@ -508,3 +508,29 @@ fn a_log_whose_memory_has_no_room_on_the_disk_is_opened_for_reading() {
     }
     assert!(refused > 0 && without > 0, "{refused} {without}");
 }
+
+/// The segment was closed before it was known that there is room for another one: a checkpoint could not be appended,
+/// after which trimming makes room, though nearly all of the segment was reserved.
+#[test]
+fn a_roll_that_is_refused_on_a_full_disk_leaves_the_room_that_is_reserved() {
+    let sim = Sim::new(1);
+    let full = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_full = std::sync::Arc::clone(&full);
+    let gate = Gate::new(std::sync::Arc::new(sim.clone()), move |operation, _| {
+        let fails = operation == Operation::Create && is_full.load(Ordering::SeqCst);
+        if fails { Err(rustix::io::Errno::NOSPC.into()) } else { Ok(()) }
+    });
+    let options = Options { segment_bytes: 1 << 20, first_segment_bytes: 1 << 20, ..small() };
+    let log = Log::open_on(gate, Path::new(DIR), Options { memory_bytes: 8 << 20, ..options }).unwrap();
+    log.append(b"a record").unwrap();
+    full.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert!(log.roll().unwrap_err().is_full());
+        log.append(b"a checkpoint").and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    full.store(false, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(300)); // a refusal is given to others for a moment
+    assert_eq!(log.roll().unwrap(), 4);
+    assert_eq!(log.append_wait(b"on").unwrap(), 4);
+    assert_eq!(log.trim(4).unwrap(), 4);
+}
