@@ -32,14 +32,18 @@ pub(super) struct Snapshot {
     /// All batches below this offset are covered.
     pub(super) up_to: u64,
     pub(super) producers: BTreeMap<String, KnownProducer>,
-    /// What identifies the record before that offset, as in [`Standing`]: a log that has lost its end and has grown
-    /// again has another record there. Not written by the first versions, nor if that record is lost.
+    /// What identifies the record before that offset, as in [`Standing`], or [`NONE`]: a log that has lost its end and
+    /// has grown again has another record there. Not written by the first versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) before: Option<u32>,
     /// CRC-32C of the fields above as JSON.
     #[serde(default)]
     pub(super) crc: u32,
 }
+
+/// Stands for a record that was lost, trimmed, or could not be read when the file was written. One that can be read in its
+/// place later is taken for another one: at worst the log is read instead of the file.
+const NONE: u32 = 0;
 
 /// What precedes some offset.
 enum Standing {
@@ -214,7 +218,7 @@ impl Log {
     fn has_before(&self, offset: u64, noted: Option<u32>) -> Result<bool, Error> {
         let Some(noted) = noted else { return Ok(true) };
         Ok(match self.before(offset)? {
-            Standing::Record(crc) => crc == noted,
+            Standing::Record(crc) => crc == noted && noted != NONE,
             // What was saved had been durable.
             Standing::NotDurable => false,
             Standing::Unknown => true,
@@ -240,9 +244,10 @@ impl Log {
         }
         self.writable()?; // if the log was deleted, another one may be at its path
         let before = match self.before(up_to)? {
-            Standing::Record(crc) => Some(crc),
-            _ => None,
+            Standing::Record(crc) => crc,
+            Standing::NotDurable | Standing::Unknown => NONE,
         };
+        let before = Some(before);
         let crc = checksum(up_to, &producers, before);
         let snapshot = Snapshot { up_to, producers, before, crc };
         let text = serde_json::to_vec(&snapshot).unwrap_or_default(); // plain data

@@ -174,6 +174,84 @@ fn a_producers_file_with_batches_that_repair_gave_up_is_not_believed() {
     assert!(send(&on(&sim), "p", 0, sequence).unwrap().repeated);
 }
 
+/// What a producer had stored last was lost, and the file was written with nothing that shows which log it belongs to.
+/// Then the log lost its end, and had grown again by the time that a producer came: a repeat was answered as stored,
+/// though another record is in its place.
+#[test]
+fn a_producers_file_written_after_a_lost_record_is_not_believed_where_another_one_is() {
+    let path = Path::new("/log/00000000000000000000.seg");
+    let repair =
+        |sim: &Sim| drop(crate::log::repair_on(sim, Path::new("/log"), None, &mut |_, _| ()).unwrap());
+    // Marked as lost; and in a segment that is sealed, where rot is not an error of opening.
+    for is_marked in [true, false] {
+        let sim = Sim::new(1);
+        let log = on(&sim);
+        for sequence in 0..10 {
+            append(&log, &ProducerBatch::new("p", 0, sequence), &[b"p"]).unwrap();
+        }
+        if !is_marked {
+            log.roll().unwrap();
+        }
+        log.close().unwrap();
+        let bytes = sim.dump().remove(path).unwrap();
+        let after = |at: usize| at + crate::frame::in_bytes(crate::frame::peek_words(&bytes[at..]).unwrap());
+        let frame = |record| (0..record).fold(4096, |at, _| after(at));
+        let (cut, last) = (frame(5), frame(9));
+        sim.damage(path, |bytes| bytes[last + 40] ^= 1);
+        if is_marked {
+            repair(&sim);
+        }
+        let log = on(&sim);
+        assert_eq!((log.next_offset(), log.damage()), (10, &[][..]));
+        log.begin_epoch("q").unwrap(); // the file is written
+        log.close().unwrap();
+        // The directory is set back: what came after the first records is gone.
+        for later in sim.dump().into_keys().filter(|name| name.extension().is_some_and(|end| end == "seg")) {
+            if later != path {
+                crate::disk::Disk::remove(&sim, &later).unwrap();
+            }
+        }
+        crate::disk::Disk::sync_dir(&sim, Path::new("/log")).unwrap();
+        sim.damage(path, |bytes| {
+            bytes.truncate(cut);
+            bytes[512..1024].fill(0); // the mark of a clean close
+        });
+        repair(&sim);
+        let log = on(&sim);
+        assert_eq!(log.next_offset(), 5, "marked {is_marked}");
+        for _ in 5..20 {
+            log.append(b"another").unwrap();
+        }
+        log.flush().unwrap();
+        // What is left of the producer is known.
+        let done = append(&log, &ProducerBatch::new("p", 0, 8), &[b"p"]);
+        assert_eq!(expected(done), (0, 5), "marked {is_marked}");
+    }
+}
+
+/// Files of early versions do not say which record precedes what they do not cover.
+#[test]
+fn a_producers_file_of_an_early_version_is_believed() {
+    let sim = Sim::new(1);
+    let log = on(&sim);
+    send(&log, "p", 0, 0).unwrap();
+    log.close().unwrap();
+    let path = Path::new("/log").join(PRODUCERS_FILE);
+    let mut saved: Snapshot = serde_json::from_slice(&sim.dump()[&path]).unwrap();
+    let known = saved.producers.remove("p").unwrap();
+    saved.producers.insert("of whom the log has nothing".to_owned(), known); // so that it is known from where this is
+    for before in [saved.before, None] {
+        let crc = checksum(saved.up_to, &saved.producers, before);
+        let file = Snapshot { before, crc, producers: saved.producers.clone(), ..saved };
+        let text = serde_json::to_vec(&file).unwrap();
+        sim.damage(&path, |bytes| bytes.clone_from(&text));
+        let log = on(&sim);
+        log.learn_producers().unwrap();
+        let known = log.producer("of whom the log has nothing").unwrap();
+        assert!(known.is_some() && log.producer("p").unwrap().is_none(), "{before:?}");
+    }
+}
+
 /// The saved file covered little, and a sector of a sealed segment could not be read: no producer could append any
 /// more, and nothing be trimmed. With rot in place of the sector both worked.
 #[test]
