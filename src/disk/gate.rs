@@ -156,6 +156,18 @@ struct GateFile {
     path: PathBuf,
 }
 
+impl GateFile {
+    fn ask_to_read(&self, buf: &[u8], position: u64) -> io::Result<()> {
+        (self.ask)(Operation::Read, &self.path)?;
+        let bad = self.bad.lock().unwrap().clone();
+        let end = position + buf.len() as u64;
+        if bad.is_some_and(|bad| bad.start < end && position < bad.end) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        Ok(())
+    }
+}
+
 impl std::fmt::Debug for GateFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.file.fmt(f)
@@ -168,13 +180,13 @@ impl File for GateFile {
     }
 
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
-        (self.ask)(Operation::Read, &self.path)?;
-        let bad = self.bad.lock().unwrap().clone();
-        let end = position + buf.len() as u64;
-        if bad.is_some_and(|bad| bad.start < end && position < bad.end) {
-            return Err(io::Error::from_raw_os_error(5));
-        }
+        self.ask_to_read(buf, position)?;
         self.file.read_at(buf, position)
+    }
+
+    fn read_once(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
+        self.ask_to_read(buf, position)?;
+        self.file.read_once(buf, position)
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {

@@ -195,10 +195,18 @@ pub(crate) fn read_record<'b>(
     buf: &'b mut Vec<u8>,
 ) -> io::Result<Option<frame::Frame<'b>>> {
     let Some(position) = indexed(file, sealed, record) else { return Ok(None) };
-    if !read_frame(file, sealed.words, position, buf).unwrap_or(false) || !is_record(buf, key, record) {
+    let read = |buf: &mut [u8], at| file.read_at(buf, at);
+    if !read_frame(read, GUESS, sealed.words, position, buf).unwrap_or(false) || !is_record(buf, key, record)
+    {
         // The index or the frame is wrong, or one of them cannot be read: look for the record itself.
         let Some(position) = find(file, sealed, key, record)? else { return Ok(None) };
-        if !read_frame(file, sealed.words, position, buf)? {
+        // The page cache cannot read a page of which a sector is bad, though this record is in the others: only those
+        // are read.
+        let read = |buf: &mut [u8], at| match salvage::read(file, buf, at, true)?[..] {
+            [] => Ok(()),
+            _ => Err(rustix::io::Errno::IO.into()),
+        };
+        if !read_frame(read, frame::HEADER, sealed.words, position, buf)? {
             return Ok(None);
         }
     }
@@ -221,7 +229,10 @@ pub(crate) fn position_of(
 ) -> io::Result<Option<u32>> {
     let Some(position) = indexed(file, sealed, record) else { return Ok(None) };
     let mut buf = Vec::new();
-    if read_frame(file, sealed.words, position, &mut buf).unwrap_or(false) && is_record(&buf, key, record) {
+    let read = |buf: &mut [u8], at| file.read_at(buf, at);
+    if read_frame(read, GUESS, sealed.words, position, &mut buf).unwrap_or(false)
+        && is_record(&buf, key, record)
+    {
         return Ok(Some(position));
     }
     find(file, sealed, key, record)
@@ -310,15 +321,22 @@ fn is_record(bytes: &[u8], key: Key, record: u32) -> bool {
 /// Most records are small: one read of this size gets the header and, likely, the whole frame.
 const GUESS: usize = 1024;
 
-/// Reads the frame at `position`; `false` if none fits before the end of the frames.
-fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> io::Result<bool> {
+/// Reads the frame at `position` by calls of `read`, the first one for up to `guess` bytes; `false` if none fits before the
+/// end of the frames.
+fn read_frame(
+    read: impl Fn(&mut [u8], u64) -> io::Result<()>,
+    guess: usize,
+    words: u32,
+    position: u32,
+    buf: &mut Vec<u8>,
+) -> io::Result<bool> {
     let left = frame::in_bytes(words.saturating_sub(position));
-    buf.resize(GUESS.min(left), 0);
+    buf.resize(guess.min(left), 0);
     let at = FRAMES + frame::in_bytes(position) as u64;
-    if file.read_at(buf, at).is_err() {
+    if read(buf, at).is_err() {
         // The unreadable part may lie after this frame.
         buf.truncate(frame::HEADER);
-        file.read_at(buf, at)?;
+        read(buf, at)?;
     }
     let Some(frame_words) = frame::peek_words(buf) else { return Ok(false) };
     let length = frame::in_bytes(frame_words);
@@ -327,7 +345,7 @@ fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> 
     }
     if length > buf.len() {
         buf.resize(length, 0);
-        file.read_at(buf, at)?;
+        read(buf, at)?;
     }
     buf.truncate(length);
     Ok(true)

@@ -53,6 +53,19 @@ impl SimFile {
         state.alive()
     }
 
+    /// Reads, which fails if something in a range of the file cannot be read.
+    fn get(&self, buf: &mut [u8], position: u64, needs: Range<usize>) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.step(StepKind::Read, format_args!("read {} {position} {}", self.file, buf.len()))?;
+        let content = state.names.file(self.file)?;
+        if !content.is_readable(needs) {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        let from = content.bytes().get(position as usize..).unwrap_or_default();
+        buf.copy_from_slice(from.get(..buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
     /// One step, which is all of [`File::sync`], and a part of other operations.
     pub(super) fn flush(&self) -> io::Result<()> {
         let mut state = self.disk.state();
@@ -81,15 +94,14 @@ impl File for SimFile {
     }
 
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
-        let mut state = self.disk.state();
-        state.step(StepKind::Read, format_args!("read {} {position} {}", self.file, buf.len()))?;
-        let content = state.names.file(self.file)?;
-        if !content.is_readable(position as usize..position as usize + buf.len()) {
-            return Err(io::Error::from_raw_os_error(EIO));
-        }
-        let from = content.bytes().get(position as usize..).unwrap_or_default();
-        buf.copy_from_slice(from.get(..buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
+        // The page cache reads whole pages.
+        let (page, from) = (BLOCK as usize, position as usize);
+        self.get(buf, position, from / page * page..(from + buf.len()).next_multiple_of(page))
+    }
+
+    fn read_once(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
+        assert!(buf.as_ptr().addr().is_multiple_of(SECTOR) && position.is_multiple_of(SECTOR as u64));
+        self.get(buf, position, position as usize..position as usize + buf.len())
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
