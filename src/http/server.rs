@@ -126,8 +126,10 @@ impl Server {
         })
     }
 
+    /// Starts the workers. They alone have the listener then: a connection that nobody will accept is refused as soon as
+    /// they have stopped accepting.
     fn start<'scope>(
-        &self,
+        self,
         scope: &'scope std::thread::Scope<'scope, '_>,
         parts: &Arc<ServerParts>,
     ) -> io::Result<()> {

@@ -54,6 +54,26 @@ fn only_requests_in_flight_are_waited_for_and_a_second_signal_ends_at_once() {
     assert_eq!(server.connect().read(1).unwrap().unwrap(), b"1", "what was acknowledged is kept");
 }
 
+/// The system went on to take connections, which nobody answered, for as long as a request was in flight.
+#[test]
+fn while_a_request_is_waited_for_new_connections_are_refused_at_once() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path(), &["--grace-seconds", "20"]);
+    let mut half = server.connect();
+    half.append(b"0").unwrap();
+    half.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 27\r\n\r\n{").unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    kill_process(server.pid(), Signal::TERM).unwrap();
+    wait_for("connections are refused", Duration::from_secs(2), || {
+        let refused = TcpStream::connect(&server.address).err();
+        refused.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    });
+    assert!(server.child.try_wait().unwrap().is_none(), "a request in flight was not waited for");
+    half.send(br#""record":{"value":"aGk="}}"#).unwrap();
+    assert_eq!(half.answer().unwrap().status, 200);
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}
+
 /// A line that could not be written caused a panic in the code that listened for signals; with debug logging, also in
 /// requests.
 #[test]
