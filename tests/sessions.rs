@@ -288,6 +288,26 @@ fn a_client_that_asks_is_told_to_send_and_large_records_are_stored() {
     assert!(stored.len() == 30_001 && stored[0].len() == (3 << 20) + 2);
 }
 
+/// What came of the body before the answer began was dropped unless it was data, so a broken body was `complete`.
+#[test]
+fn a_body_that_ends_or_breaks_before_the_answer_begins_ends_the_session_as_it_does_later() {
+    let (_data, server) = server(&[]);
+    for (body, end) in
+        [("zz\r\n", "body_incomplete"), ("0\r\n\r\n", "complete"), ("2\r\n1\n\r\nzz\r\n", "body_incomplete")]
+    {
+        let headers = format!("Expect: 100-continue\r\n\r\n{body}");
+        let mut session = Session::begin(&server, "a", "", TEXT, &headers);
+        let status = match session.status() {
+            100 => session.status(), // it is not asked for what is there
+            status => status,
+        };
+        assert_eq!(status, 200, "{body:?}");
+        assert_eq!(session.line().unwrap()["records"], 0, "{body:?}");
+        assert_eq!(session.end()["end"], end, "{body:?}");
+    }
+    assert_eq!(values(&server), ["1"]);
+}
+
 /// A session that cannot continue another one ends it not, and creates no log; nor does a batch take a session's mark.
 #[test]
 fn a_session_that_is_refused_changes_nothing() {

@@ -48,7 +48,7 @@ use producer::Producer;
 pub(super) use producer::{MARK, WantedProducer};
 use source::Source;
 pub(super) use source::check_format;
-use std::{collections::VecDeque, fmt::Display, future, io, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, future, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// The most batches on their way to the disk.
@@ -77,15 +77,13 @@ pub(super) async fn begin(
     expects_continue: bool,
 ) -> Result<Answer, Problem> {
     let SessionRequest { format, ack, producer } = wanted;
-    let mut source = Source::new(format, context, &log);
+    let source = Source::new(format, context, &log);
     log.writable().map_err(Problem::of_log(&log))?;
     let producer = match producer {
         Some(wanted) => Some(Producer::begin(wanted, context, share, &log).await?),
         None => None,
     };
-    if expects_continue && let Ok(Some(Ok(first))) = tokio::time::timeout(ASKING, body.frame()).await {
-        source.push(first.into_data().unwrap_or_default(), share).await?;
-    }
+    let first = if expects_continue { tokio::time::timeout(ASKING, body.frame()).await.ok() } else { None };
     let id = log_id(log.id());
     let session = Session {
         context: Arc::clone(context),
@@ -93,6 +91,7 @@ pub(super) async fn begin(
         log_end: Box::pin(log.ended()),
         log_wait: context.waited.begin(&log, share),
         ack: ack.unwrap_or_else(|| Ack::by(&log)),
+        first,
         body,
         body_has_ended: false,
         source,
@@ -151,6 +150,9 @@ struct Stored {
     last_offset: Option<u64>,
 }
 
+/// A part of the body; `None` is its end.
+type Part = Option<hyper::Result<Frame<Bytes>>>;
+
 type Commit = Pin<Box<dyn Future<Output = Result<(), Problem>> + Send>>;
 
 struct Session {
@@ -161,6 +163,8 @@ struct Session {
     log_end: Pin<Box<Visible>>,
     log_wait: LogWait,
     ack: Ack,
+    /// The first part of the body, if that came before the answer began.
+    first: Option<Part>,
     body: RequestBody,
     body_has_ended: bool,
     source: Source,
@@ -251,6 +255,9 @@ impl Session {
 
     /// Appends what has arrived, or waits for something to do.
     async fn advance(&mut self) -> Result<(), Problem> {
+        if let Some(first) = self.first.take() {
+            return self.take(first).await;
+        }
         let is_open = matches!(self.stage, Stage::Open);
         if is_open && self.has_records() {
             if self.unacknowledged.len() >= MAX_UNACKNOWLEDGED || !self.append().await? {
@@ -424,7 +431,7 @@ impl Session {
     }
 
     /// Takes the next part of the body, or its end.
-    async fn take<E: Display>(&mut self, frame: Option<Result<Frame<Bytes>, E>>) -> Result<(), Problem> {
+    async fn take(&mut self, frame: Part) -> Result<(), Problem> {
         match frame {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => self.source.push(data, &self.share).await,
