@@ -75,7 +75,7 @@ pub use producers::fuzzing::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
 pub use producers::{BegunEpoch, Produced, ProducerBatch, ProducerState, StoredBatch};
 #[cfg(feature = "server")]
-pub(crate) use producers::{Content, check_id as check_producer_id};
+pub(crate) use producers::{Content, check_first, check_id as check_producer_id};
 #[cfg(feature = "server")]
 pub(crate) use read::{Ahead, Head};
 pub use read::{Iter, Reader, Record, RecordRef};

@@ -213,6 +213,28 @@ fn expect_is_a_compare_and_swap_on_the_tail() {
     assert_eq!(append(&mut client, &format!("{base}?expect=2&ack=memory"), "text/plain", b"c").status, 200);
 }
 
+/// Its condition, or its producer's number, cannot hold in a log that does not exist; the log was created all the same.
+#[test]
+fn an_append_that_a_new_log_refuses_creates_none() {
+    let (_data, server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    let target = "/v1/logs/new/records";
+    let producer = |epoch, seq| [("Producer-Id", "p"), ("Producer-Epoch", epoch), ("Producer-Seq", seq)];
+    let unexpected = append(&mut client, &format!("{target}?expect=5"), "text/plain", b"x");
+    let later = send(&mut client, target, &producer("3", "5"), "POST", b"x");
+    let too_high = send(&mut client, target, &producer("4294967295", "0"), "POST", b"x");
+    let both = send(&mut client, &format!("{target}?expect=5"), &producer("3", "0"), "POST", b"x");
+    assert_eq!((unexpected.status, code(&unexpected)), (412, "unexpected_offset"));
+    assert_eq!(member(&unexpected, "next_offset"), Some("0"));
+    assert_eq!((later.status, code(&later)), (409, "producer_out_of_order"));
+    assert_eq!((member(&later, "expected_epoch"), member(&later, "expected_seq")), (Some("3"), Some("0")));
+    assert_eq!((too_high.status, code(&too_high)), (400, "invalid_producer"));
+    assert_eq!((both.status, code(&both)), (412, "unexpected_offset"));
+    assert_eq!(read(&mut client, "/v1/logs/new", "*/*").status, 404, "one of them made the log");
+    let first = send(&mut client, &format!("{target}?expect=0"), &producer("3", "0"), "POST", b"x");
+    assert_eq!((first.status, member(&first, "first_offset")), (200, Some("0")));
+}
+
 #[test]
 fn bad_batches_are_refused_whole_with_the_place_named() {
     let (_data, server) = start(&["--max-decoded-bytes", "100000"]);

@@ -318,6 +318,7 @@ fn a_session_that_is_refused_changes_nothing() {
     let headers = "Producer-Id: p\r\nProducer-Seq: 5\r\n";
     assert_eq!(Session::begin(&server, "a", "", TEXT, headers).status(), 409);
     assert_eq!(Session::begin(&server, "new", "", "application/json", "").status(), 415);
+    assert_eq!(Session::begin(&server, "new", "", TEXT, headers).status(), 409);
     let mut client = server.connect();
     let marked = "POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nProducer-Id: q\r\n\
                   Producer-Epoch: 0\r\nProducer-Seq: 0\r\nProducer-Mark: session 7\r\n\r\nx";

@@ -112,7 +112,7 @@ pub(super) async fn post(
         let memory = Arc::clone(&context.memory);
         Box::pin(body::with_permit(context, asker.share, work, move || decoded(bytes, &memory))).await??
     };
-    let log = context.log_to_append(asker.share, DEFAULT_LOG).await?;
+    let log = context.log_to_append(asker.share, DEFAULT_LOG, || Ok(())).await?;
     let length = value.len();
     let (value, grant) = if length < OFFLOAD_BYTES || log.settings().values == Values::Any {
         check(&value, log.settings())?;

@@ -98,21 +98,25 @@ impl Context {
         self.settings.create_logs || name == DEFAULT_LOG
     }
 
-    /// Like [`log`](Self::log), but for an append, which creates the log if the server is configured to.
+    /// Like [`log`](Self::log), but for an append, which creates the log if the server is configured to. If a log without
+    /// records would refuse the append, as `check_first` says, none is created, and that is the answer.
     pub(super) async fn log_to_append(
         &self,
         share: &ConnectionShare,
         name: &str,
+        check_first: impl FnOnce() -> Result<(), Problem>,
     ) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
-        let create = self.creates(name);
-        match self.store.check(name) {
-            Err(store::Error::NotFound { .. }) if create => {}
-            known => known?,
-        }
-        let found = self.for_log(share, name, move |store, name| match store.get(name) {
+        let creates = self.creates(name);
+        let refused = check_first().err();
+        let create = creates && refused.is_none();
+        let known = match self.store.check(name) {
+            Err(store::Error::NotFound { .. }) if create => Ok(()),
+            known => known,
+        };
+        let get_or_create = move |store: &Store, name: &str| match store.get(name) {
             Err(store::Error::NotFound { .. }) if create => {
                 match store.create(name, &LogSettings::default()) {
                     Ok(_) | Err(store::Error::Exists { .. }) => store.get(name),
@@ -120,8 +124,15 @@ impl Context {
                 }
             }
             found => found,
-        });
-        Ok(found.await??)
+        };
+        let found = match known {
+            Ok(()) => self.for_log(share, name, get_or_create).await?,
+            Err(error) => Err(error),
+        };
+        match (found, refused) {
+            (Err(store::Error::NotFound { .. }), Some(refused)) if creates => Err(refused),
+            (found, _) => Ok(found?),
+        }
     }
 
     /// Completes when the server stops.

@@ -125,7 +125,7 @@ pub(super) async fn begin(
     let after = params::only(&request, "after", number)?.map(|epoch| epoch as u32);
     drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
-    let log = context.log_to_append(asker.share, name).await?;
+    let log = context.log_to_append(asker.share, name, || Ok(())).await?;
     let epoch = begin_epoch(context, asker.share, &log, &id, after).await?;
     Ok(begun(context, &log, id, epoch))
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,
     api::Appended,
-    log::{Error, Produced, ProducerBatch, Record, WaitFor},
+    log::{Error, Produced, ProducerBatch, Record, WaitFor, check_first},
     store::{LogSettings, OpenLog},
 };
 use hyper::{
@@ -39,6 +39,14 @@ struct NamedBatch {
     epoch: u32,
     sequence: u64,
     mark: Option<String>,
+}
+
+impl NamedBatch {
+    fn of_producer(&self) -> ProducerBatch<'_> {
+        let mut batch = ProducerBatch::new(&self.id, self.epoch, self.sequence);
+        batch.mark = self.mark.as_deref();
+        batch
+    }
 }
 
 /// What a request wants to append.
@@ -139,8 +147,10 @@ pub(super) async fn append(
         session::check_format(format)?;
         let producer = session::WantedProducer::parse(request.headers())?;
         let asks = request.headers().contains_key(EXPECT);
-        let (wanted, body) = (session::SessionRequest { format, ack, producer }, request.into_body());
-        let log = log_of(context, asker.share, name, log_id).await?;
+        let body = request.into_body();
+        let check = || producer.as_ref().map_or(Ok(()), session::WantedProducer::check_first);
+        let log = log_of(context, asker.share, name, log_id, check).await?;
+        let wanted = session::SessionRequest { format, ack, producer };
         return session::begin(context, asker.share, log, wanted, body, asks).await;
     }
     let named = named_batch(request.headers())?;
@@ -150,7 +160,11 @@ pub(super) async fn append(
     let bytes = body::read(body, context, asker.share).await?;
     let mut batch = take_apart(context, asker.share, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
-    let log = log_of(context, asker.share, name, log_id).await?;
+    let check = || {
+        let batch = named.as_ref().map(NamedBatch::of_producer);
+        Ok(check_first(batch.as_ref(), expect)?)
+    };
+    let log = log_of(context, asker.share, name, log_id, check).await?;
     let (bytes, mut cost) =
         (batch.bytes(), appending::cost(batch.bytes() as usize, batch.records() as usize));
     if *log.settings() != settings {
@@ -185,9 +199,10 @@ async fn log_of(
     share: &ConnectionShare,
     name: &str,
     wanted: Option<LogId>,
+    check_first: impl FnOnce() -> Result<(), Problem>,
 ) -> Result<Arc<OpenLog>, Problem> {
     if wanted.is_none() {
-        return context.log_to_append(share, name).await;
+        return context.log_to_append(share, name, check_first).await;
     }
     let log = context.log(share, name).await?;
     Problem::check_id(&log, wanted)?;
@@ -205,11 +220,7 @@ fn append_once(
             let first_offset = log.try_append_values(batch, *expect, wait_for)?;
             Ok(Produced { first_offset, count: batch.records(), repeated: false })
         }
-        Some(NamedBatch { id, epoch, sequence, mark }) => {
-            let mut producer = ProducerBatch::new(id, *epoch, *sequence);
-            producer.mark = mark.as_deref();
-            log.try_append_values_once(&producer, batch, *expect, wait_for)
-        }
+        Some(named) => log.try_append_values_once(&named.of_producer(), batch, *expect, wait_for),
     }
 }
 

@@ -39,6 +39,20 @@ use serde::{Deserialize, Serialize};
 pub(crate) use table::Content;
 use table::{KnownProducer, Table};
 
+/// The error with which a log that has no records yet refuses an append of this producer, or with this condition, if it
+/// does.
+#[cfg(feature = "server")]
+pub(crate) fn check_first(
+    batch: Option<&ProducerBatch<'_>>,
+    expected_next: Option<u64>,
+) -> Result<(), Error> {
+    batch.map_or(Ok(()), table::begins)?;
+    match expected_next {
+        Some(expected @ 1..) => Err(Error::Unexpected { expected, next: 0 }),
+        _ => Ok(()),
+    }
+}
+
 /// Which producer sends a batch, and which of its batches it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -62,6 +62,11 @@ impl WantedProducer {
         };
         Ok(Some(Self { id: id.to_owned(), first }))
     }
+
+    /// An error if a log that has no records refuses the session.
+    pub(in crate::http) fn check_first(&self) -> Result<(), Problem> {
+        skips(self.first, 0, 0).map(drop)
+    }
 }
 
 /// The batches that the producer's last session stored last, as far as the log remembers them, to be compared with what the

@@ -59,6 +59,17 @@ pub(super) fn first_epoch(now: u64) -> u32 {
     u32::try_from(seconds).map_or(MAX_PRODUCER_EPOCH, |seconds| seconds.min(MAX_PRODUCER_EPOCH))
 }
 
+/// An error if a batch cannot be the first one of an epoch that `begin_epoch` has not begun.
+pub(super) fn begins(batch: &ProducerBatch<'_>) -> Result<(), Error> {
+    if batch.epoch > MAX_PRODUCER_EPOCH {
+        Err(Error::EpochTooHigh)
+    } else if batch.sequence == 0 {
+        Ok(())
+    } else {
+        Err(Error::ProducerOutOfOrder { expected_epoch: batch.epoch, expected_sequence: 0 })
+    }
+}
+
 #[derive(Clone, Default)]
 pub(super) struct Table {
     pub(super) producers: BTreeMap<String, KnownProducer>,
@@ -78,23 +89,13 @@ impl Table {
         let refuse = |epoch, sequence| {
             Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
         };
-        // The first batch of an epoch that `begin_epoch` has not begun.
-        let begins = || {
-            if batch.epoch > MAX_PRODUCER_EPOCH {
-                Err(Error::EpochTooHigh)
-            } else if batch.sequence == 0 {
-                Ok(None)
-            } else {
-                refuse(batch.epoch, 0)
-            }
-        };
-        let Some(known) = self.producers.get(batch.id) else { return begins() };
+        let Some(known) = self.producers.get(batch.id) else { return begins(batch).map(|()| None) };
         let next = known.next_sequence();
         if batch.epoch < known.epoch {
             return refuse(known.epoch, next);
         }
         if batch.epoch > known.epoch {
-            return begins();
+            return begins(batch).map(|()| None);
         }
         if batch.sequence == next {
             return Ok(None);
