@@ -753,6 +753,42 @@ fn ids_of_producers_have_one_rule_in_headers_and_paths() {
     assert_eq!(read(&mut server.connect(), "/v1/logs/a", "*/*").status, 404, "none of them made the log");
 }
 
+/// A batch whose records differ from the stored ones in their kind only was answered as stored.
+#[test]
+fn a_batch_of_the_same_bytes_and_another_kind_is_not_a_repeat() {
+    let (data, mut server) = start(&["--create-logs"]);
+    let send = |server: &Server, seq: &str, media_type: &str| {
+        let headers = [
+            ("Producer-Id", "p"),
+            ("Producer-Epoch", "3"),
+            ("Producer-Seq", seq),
+            ("Content-Type", media_type),
+        ];
+        let answer = send(&mut server.connect(), "/v1/logs/a/records", &headers, "POST", b"1\n2");
+        (
+            answer.status,
+            if answer.status == 200 { member(&answer, "repeated").unwrap_or("new") } else { code(&answer) }
+                .to_owned(),
+        )
+    };
+    for (seq, media_type) in [("0", "text/plain"), ("1", NDJSON)] {
+        assert_eq!(send(&server, seq, media_type), (200, "new".to_owned()));
+    }
+    // As noted; as read from the log; and as read from the file.
+    for round in ["noted", "from the log", "from the file"] {
+        for (seq, same, other) in [("0", "text/plain", NDJSON), ("1", NDJSON, "text/plain")] {
+            assert_eq!(send(&server, seq, same), (200, "true".to_owned()), "{round}, {same}");
+            assert_eq!(send(&server, seq, other), (409, "not_a_repeat".to_owned()), "{round}, {other}");
+        }
+        if round == "noted" {
+            server.kill();
+        } else {
+            server.terminate();
+        }
+        server = Server::start(data.path(), &[]);
+    }
+}
+
 /// Any client could send the last epoch, and its producer never got another.
 #[test]
 fn an_epoch_that_a_client_names_leaves_others_to_be_given() {

@@ -395,6 +395,22 @@ fn a_session_that_repeats_other_records_than_are_stored_ends_with_not_a_repeat()
     assert_eq!(values(&running), ["0", "1", "2", "3", "4", "5"]);
 }
 
+/// Records of the same bytes that were of another kind were left out as stored.
+#[test]
+fn a_session_that_repeats_records_as_another_kind_ends_with_not_a_repeat() {
+    let (_data, server) = server(&[]);
+    for (id, stored, repeated) in [("p", TEXT, NDJSON), ("q", NDJSON, TEXT)] {
+        let headers = format!("Producer-Id: {id}\r\nProducer-Seq: 0\r\n");
+        for (media_type, end) in [(stored, "complete"), (repeated, "not_a_repeat"), (stored, "complete")] {
+            let (mut session, _) = Session::begun(&server, media_type, &headers);
+            session.send(b"1\n2\n");
+            session.finish();
+            assert_eq!(session.end()["end"], end, "{media_type} after {stored}");
+        }
+    }
+    assert_eq!(values(&server), ["1", "2", "1", "2"]);
+}
+
 /// Their records were compared with those of the last session, which they are not.
 #[test]
 fn batches_that_a_producer_appends_without_a_session_are_not_compared_with_what_it_repeats_in_one() {

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     chunk::AppendValues,
+    frame::JSON,
     sync::{Arc, Mutex, MutexGuard, lock, try_lock},
 };
 use block::{block, set_count};
@@ -108,9 +109,23 @@ pub struct StoredBatch {
     pub first_offset: u64,
     /// The number of its records.
     pub count: u64,
-    /// [`Content`] of its values; `None` if the batch was stored by an early version, or a record of it is lost.
+    /// [`Content::values`]; `None` if the batch was stored by an early version, or a record of it is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) content: Option<u32>,
+    content: Option<u32>,
+    /// [`Content::kinds`]; `None` also if the batch was stored by a version that noted the values only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kinds: Option<u32>,
+}
+
+impl StoredBatch {
+    /// A batch of unknown content.
+    fn new(sequence: u64, first_offset: u64, count: u64) -> Self {
+        Self { sequence, first_offset, count, content: None, kinds: None }
+    }
+
+    fn with(self, content: Content) -> Self {
+        Self { content: Some(content.values), kinds: Some(content.kinds), ..self }
+    }
 }
 
 /// What a log knows about a producer.
@@ -194,12 +209,12 @@ impl Log {
         let mut extended = block(batch);
         let mut count = 0;
         let mut content = Content::default();
-        values.each(|bytes, _| {
+        values.each(|bytes, flags| {
             if count == 0 {
                 extended.extend_from_slice(bytes);
             }
             count += 1;
-            content.add(bytes);
+            content.add(bytes, flags & JSON != 0);
         });
         set_count(&mut extended, count);
         if count == 0 {
@@ -211,12 +226,12 @@ impl Log {
         }
         let mut table = self.shared.producers.table();
         let Some(table) = table.as_mut() else { return Err(Error::Closed) }; // once built, it stays
-        if let Some(StoredBatch { first_offset, count, .. }) = table.find(batch, count, content.0)? {
+        if let Some(StoredBatch { first_offset, count, .. }) = table.find(batch, count, content)? {
             return Ok(Produced { first_offset, count, repeated: true });
         }
         let all = Extended { first: &extended, values };
         let first_offset = append::append(&self.shared, &all, expected_next, wait_for)?;
-        let stored = StoredBatch { sequence: batch.sequence, first_offset, count, content: Some(content.0) };
+        let stored = StoredBatch::new(batch.sequence, first_offset, count).with(content);
         table.note(batch, stored, self.shared.env.machine.now());
         Ok(Produced { first_offset, count, repeated: false })
     }

@@ -10,6 +10,7 @@ use super::super::{
 use crate::{
     Code,
     chunk::AppendValues,
+    frame::JSON,
     log::{Content, Error, Produced, ProducerBatch, StoredBatch, WaitFor},
     store::OpenLog,
 };
@@ -98,18 +99,17 @@ impl Remembered {
 
     /// Takes the producer's record of this number, which is stored; numbers follow each other. An error if it completes a
     /// batch, and what is stored of that is different.
-    fn compare(&mut self, number: u64, value: &[u8]) -> Result<(), Error> {
-        let Some(&StoredBatch { first_offset, count, content, .. }) = self.batches.front() else {
-            return Ok(());
-        };
+    fn compare(&mut self, number: u64, value: &[u8], json: bool) -> Result<(), Error> {
+        let Some(batch) = self.batches.front() else { return Ok(()) };
+        let StoredBatch { first_offset, count, .. } = *batch;
         if number < self.from {
             return Ok(());
         }
-        self.content.add(value);
+        self.content.add(value, json);
         if number + 1 < self.from + count {
             return Ok(());
         }
-        let is_same = content.is_none_or(|content| content == self.content.0);
+        let is_same = self.content.is_of(batch);
         self.next();
         if is_same { Ok(()) } else { Err(Error::NotARepeat { first_offset, count }) }
     }
@@ -158,9 +158,9 @@ impl Producer {
     pub(super) fn skip(&mut self, batch: &DecodedBatch) -> Result<u64, Error> {
         let skipped = self.skips.min(batch.records());
         let (first, mut number, mut compared) = (self.stored - self.skips, 0, Ok(()));
-        batch.each(|value, _| {
+        batch.each(|value, flags| {
             if number < skipped && compared.is_ok() {
-                compared = self.remembered.compare(first + number, value);
+                compared = self.remembered.compare(first + number, value, flags & JSON != 0);
             }
             number += 1;
         });

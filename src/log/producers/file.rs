@@ -176,13 +176,13 @@ impl Log {
                     file.read += (HEADER + record.extension.len() + record.value.len()) as u64;
                     if let Some((batch, count)) = parse_block(record.extension) {
                         let (sequence, first_offset) = (batch.sequence, record.offset);
-                        let stored = StoredBatch { sequence, first_offset, count, content: None };
+                        let stored = StoredBatch::new(sequence, first_offset, count);
                         table.note(&batch, stored, record.time);
                         let id = batch.id.to_owned();
                         let content = Content::default();
                         unread = Some(Unread { id, sequence, next: first_offset, left: count, content });
                     }
-                    if unread.as_mut().is_some_and(|batch| !batch.add(record.offset, record.value, table)) {
+                    if unread.as_mut().is_some_and(|batch| !batch.add(&record, table)) {
                         unread = None;
                     }
                 }

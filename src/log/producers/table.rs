@@ -1,7 +1,7 @@
 //! What is known about the producers of a log: their epochs, their last batches, their marks. No I/O.
 
 use super::{
-    super::{Error, limits::MAX_PRODUCER_EPOCH},
+    super::{Error, RecordRef, limits::MAX_PRODUCER_EPOCH},
     BegunEpoch, ProducerBatch, ProducerState, StoredBatch,
 };
 use serde::{Deserialize, Serialize};
@@ -37,15 +37,26 @@ pub(super) struct Mark {
     pub(super) text: String,
 }
 
-/// A checksum of a batch's values and their lengths, by which a batch that claims to be a repeat is told from another
-/// one with the same number: CRC-32C.
+/// Checksums of a batch's records, by which a batch that claims to be a repeat is told from another one with the same
+/// number: CRC-32C of the values and their lengths, and of the kinds. There are two because early versions stored the first
+/// one only.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Content(pub(crate) u32);
+pub(crate) struct Content {
+    pub(super) values: u32,
+    pub(super) kinds: u32,
+}
 
 impl Content {
-    pub(crate) fn add(&mut self, value: &[u8]) {
-        let length = crc32c::crc32c_append(self.0, &(value.len() as u64).to_le_bytes());
-        self.0 = crc32c::crc32c_append(length, value);
+    pub(crate) fn add(&mut self, value: &[u8], json: bool) {
+        let length = crc32c::crc32c_append(self.values, &(value.len() as u64).to_le_bytes());
+        self.values = crc32c::crc32c_append(length, value);
+        self.kinds = crc32c::crc32c_append(self.kinds, &[u8::from(json)]);
+    }
+
+    /// Whether a batch has this content, as far as that is known.
+    pub(crate) fn is_of(self, batch: &StoredBatch) -> bool {
+        batch.content.is_none_or(|values| values == self.values)
+            && batch.kinds.is_none_or(|kinds| kinds == self.kinds)
     }
 }
 
@@ -84,7 +95,7 @@ impl Table {
         &self,
         batch: &ProducerBatch<'_>,
         count: u64,
-        content: u32,
+        content: Content,
     ) -> Result<Option<StoredBatch>, Error> {
         let refuse = |epoch, sequence| {
             Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
@@ -102,9 +113,7 @@ impl Table {
         }
         match known.current().find(|known| known.sequence == batch.sequence) {
             None => refuse(known.epoch, next),
-            Some(same) if same.count == count && same.content.is_none_or(|known| known == content) => {
-                Ok(Some(*same))
-            }
+            Some(same) if same.count == count && content.is_of(same) => Ok(Some(*same)),
             Some(other) => Err(Error::NotARepeat { first_offset: other.first_offset, count: other.count }),
         }
     }
@@ -218,18 +227,18 @@ pub(super) struct Unread {
 
 impl Unread {
     /// Adds the record at `offset` if it is the batch's next one. Returns whether there are more to come.
-    pub(super) fn add(&mut self, offset: u64, value: &[u8], table: &mut Table) -> bool {
-        if offset != self.next {
+    pub(super) fn add(&mut self, record: &RecordRef<'_>, table: &mut Table) -> bool {
+        if record.offset != self.next {
             return false; // some record could not be read
         }
-        self.content.add(value);
+        self.content.add(record.value, record.json);
         (self.next, self.left) = (self.next + 1, self.left.saturating_sub(1));
         if self.left == 0
             && let Some(known) = table.producers.get_mut(&self.id)
             && let Some(batch) = known.batches.back_mut()
             && batch.sequence == self.sequence
         {
-            batch.content = Some(self.content.0);
+            *batch = batch.with(self.content);
         }
         self.left > 0
     }

@@ -159,7 +159,7 @@ fn repeats_are_answered_gaps_and_old_epochs_refused_also_after_opening_again_and
 #[test]
 fn the_least_recently_used_is_forgotten_beyond_the_limit() {
     let mut table = Table::default();
-    let batch = StoredBatch { sequence: 0, first_offset: 0, count: 1, content: None };
+    let batch = StoredBatch::new(0, 0, 1);
     for n in 0..MAX_PRODUCERS as u64 + 2 {
         table.note(&ProducerBatch::new(&format!("p{n}"), 0, 0), batch, n);
     }
@@ -285,13 +285,13 @@ fn an_id_that_a_header_or_a_path_cannot_carry_is_refused_and_one_that_is_stored_
 #[test]
 fn new_producers_are_remembered_after_the_clock_was_ahead() {
     let mut table = Table::default();
-    let batch = StoredBatch { sequence: 0, first_offset: 0, count: 1, content: None };
+    let batch = StoredBatch::new(0, 0, 1);
     let (now, day) = (1_800_000_000_000, 24 * 3_600_000);
     for n in 0..MAX_PRODUCERS as u64 {
         table.note(&ProducerBatch::new(&format!("p{n}"), 0, 0), batch, now + day + n);
     }
     table.note(&ProducerBatch::new("a", 0, 0), batch, now);
     table.note(&ProducerBatch::new("b", 0, 0), batch, now + 1);
-    let repeat = table.find(&ProducerBatch::new("a", 0, 0), 1, 0).unwrap();
+    let repeat = table.find(&ProducerBatch::new("a", 0, 0), 1, Content::default()).unwrap();
     assert!(repeat.is_some(), "the batch of a millisecond ago is stored again");
 }

@@ -43,6 +43,34 @@ fn the_first_producers_file_covers_only_what_is_durable() {
     }
 }
 
+/// Early versions noted no kinds, and the first ones no content at all.
+#[test]
+fn a_batch_that_an_early_version_noted_is_recognised_by_what_it_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let send = |log: &Log, bytes: &[u8], json| {
+        log.try_append_once(&ProducerBatch::new("p", 0, 0), &[Payload { bytes, json }], None)
+    };
+    let log = open(dir.path());
+    let stored = send(&log, b"1", true).unwrap();
+    log.close().unwrap();
+    let path = dir.path().join(PRODUCERS_FILE);
+    for (content, kinds) in [(true, true), (true, false), (false, false)] {
+        let mut snapshot: Snapshot = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let batch = &mut snapshot.producers.get_mut("p").unwrap().batches[0];
+        (batch.content, batch.kinds) = (batch.content.filter(|_| content), batch.kinds.filter(|_| kinds));
+        snapshot.crc = checksum(snapshot.up_to, &snapshot.producers, snapshot.before);
+        std::fs::write(&path, serde_json::to_vec(&snapshot).unwrap()).unwrap();
+        let log = open(dir.path());
+        assert_eq!(send(&log, b"1", true).unwrap(), Produced { repeated: true, ..stored });
+        for (bytes, json, is_known) in [(b"1", false, kinds), (b"2", true, content)] {
+            let again = send(&log, bytes, json);
+            let is_refused = matches!(again, Err(Error::NotARepeat { .. }));
+            assert_eq!(is_refused, is_known, "with {content}, {kinds}: {json} {again:?}");
+        }
+        log.close().unwrap();
+    }
+}
+
 /// A program may have written the file without waiting until what it covers was durable.
 #[test]
 fn a_producers_file_that_is_ahead_of_the_log_is_not_believed() {
@@ -50,16 +78,11 @@ fn a_producers_file_that_is_ahead_of_the_log_is_not_believed() {
     let log = open(dir.path());
     let sent = [0, 1].map(|sequence| send(&log, "p", 0, sequence).unwrap());
     log.close().unwrap();
-    let lost = StoredBatch { sequence: 2, first_offset: 3, count: 3, content: None };
+    let lost = StoredBatch::new(2, 3, 3);
     let mut batches: VecDeque<_> = sent
         .iter()
         .zip(0..)
-        .map(|(done, sequence)| StoredBatch {
-            sequence,
-            first_offset: done.first_offset,
-            count: done.count,
-            content: None,
-        })
+        .map(|(done, sequence)| StoredBatch::new(sequence, done.first_offset, done.count))
         .collect();
     batches.push_back(lost);
     let producers = BTreeMap::from([(
