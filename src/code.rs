@@ -96,6 +96,7 @@ codes! {
     OffsetTrimmed 410 "offset_trimmed" Never Nothing "continue at `first_offset`";
     RecordLost 410 "record_lost" Never Nothing "it was lost to damage, and `millstream repair` has marked it so: read the next one";
     UnexpectedOffset 412 "unexpected_offset" Never Nothing "read up to `next_offset`, and decide again";
+    UnexpectedRecord 412 "unexpected_record" Never Nothing "the log has another record there than `If-Match` names: ask without it";
     UnexpectedCursor 412 "unexpected_cursor" Never Nothing "the cursor is at `offset`, or does not exist: decide again";
     BodyTooLarge 413 "body_too_large" Never Nothing "send less at once";
     RecordTooLarge 413 "record_too_large" Never Nothing "send less at once: a batch must fit a segment, where each record takes some 28 bytes for itself";

@@ -191,6 +191,7 @@ fn one_value_is_raw_and_cacheable() {
     let tag = one.head.split("etag: ").nth(1).unwrap().split('\r').next().unwrap();
     let again = send(&mut client, "/v1/logs/a/records/0", &[("If-None-Match", tag)], "GET", b"");
     assert_eq!((again.status, again.body.as_str()), (304, ""));
+    assert_eq!(read(&mut client, "/v1/logs/a/records", "").status, 200, "an empty Accept is any type");
     for (offset, status, expected) in
         [("2", 404, "offset_not_found"), ("-1", 400, "invalid_offset"), ("1.5", 400, "invalid_offset")]
     {
@@ -594,6 +595,9 @@ fn metrics_count_what_was_done_and_requests_have_ids() {
     assert!(!metrics.body.contains("some-name"));
     let refused = read(&mut client, "/v1/logs/none", "*/*");
     assert!(refused.head.contains("x-request-id: "), "{}", refused.head);
+    let nameless = send(&mut client, "/v1/logs/none", &[("X-Request-Id", "")], "GET", b"");
+    assert!(!nameless.head.contains("x-request-id: \r\n"), "{}", nameless.head);
+    assert!(nameless.head.contains("x-request-id: "), "{}", nameless.head);
     for line in [
         r#"millstream_requests_total{route="/v1/logs/{log}/records",status="200"} 3"#,
         r#"millstream_requests_total{route="/v1/logs/{log}/records",status="400"} 1"#,
@@ -749,6 +753,11 @@ fn ids_of_producers_have_one_rule_in_headers_and_paths() {
         let headers = [("Producer-Id", id), ("Producer-Epoch", "0"), ("Producer-Seq", "0")];
         let refused = send(&mut server.connect(), "/v1/logs/a/records", &headers, "POST", b"x");
         assert_eq!((refused.status, code(&refused)), (400, "invalid_producer"), "{id:?}");
+    }
+    // They were the names of producers, with their percent signs.
+    for path in ["%zz", "a%", "a%2", "%2", "%%20"] {
+        let refused = server.connect().request("POST", &format!("/v1/logs/a/producers/{path}"), b"").unwrap();
+        assert_eq!((refused.status, code(&refused)), (400, "invalid_producer"), "{path}");
     }
     assert_eq!(read(&mut server.connect(), "/v1/logs/a", "*/*").status, 404, "none of them made the log");
 }

@@ -23,10 +23,11 @@ pub(super) enum AnswerKind {
 /// What `Accept` asks for. The type that the client prefers is chosen, and among equally preferred ones the first; but
 /// the tail takes precedence, since nobody names it by accident.
 pub(super) fn wanted(headers: &HeaderMap) -> Result<AnswerKind, Problem> {
-    if !headers.contains_key(ACCEPT) {
-        return Ok(AnswerKind::Records(Format::Ndjson));
+    let named = params::list(headers, ACCEPT).filter(|range| !range.is_empty());
+    let mut ranges: Vec<(&str, u16)> = named.map(weighed).collect();
+    if ranges.is_empty() {
+        return Ok(AnswerKind::Records(Format::Ndjson)); // any type
     }
-    let mut ranges: Vec<(&str, u16)> = params::list(headers, ACCEPT).map(weighed).collect();
     ranges.sort_by_key(|&(_, weight)| std::cmp::Reverse(weight));
     let most = ranges.first().map_or(0, |&(_, weight)| weight);
     if most > 0 && ranges.iter().any(|&(range, weight)| weight == most && range.eq_ignore_ascii_case(EVENTS))
@@ -104,6 +105,9 @@ mod tests {
             ("application/json, text/event-stream", Some(AnswerKind::Tail)),
             ("application/json, text/event-stream;q=0.5", Some(AnswerKind::Records(Format::Json))),
             ("text/event-stream;q=0", None),
+            ("", Some(AnswerKind::Records(Format::Ndjson))), // it was refused
+            (" , ", Some(AnswerKind::Records(Format::Ndjson))),
+            (", text/plain", Some(AnswerKind::Records(Format::Text))),
         ] {
             assert_eq!(of(accept), expected, "{accept}");
         }

@@ -119,17 +119,25 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
+    /// What a `Content-Encoding` says: a list, of which one may be other than `identity`.
     pub(super) fn of(header: Option<&str>) -> Result<Self, Problem> {
-        match &*header.map_or("identity", str::trim).to_ascii_lowercase() {
-            "identity" | "" => Ok(Self::Identity),
-            "gzip" | "x-gzip" => Ok(Self::Gzip),
-            "deflate" => Ok(Self::Deflate),
-            "zstd" => Ok(Self::Zstd),
-            _ => Err(Problem::new(
-                Code::UnsupportedEncoding,
-                "Content-Encoding must be gzip, deflate, zstd or identity",
-            )),
+        let refuse = |detail| Err(Problem::new(Code::UnsupportedEncoding, detail));
+        let mut encoding = Self::Identity;
+        for name in header.unwrap_or_default().split(',') {
+            let next = match &*name.trim().to_ascii_lowercase() {
+                "identity" | "" => continue,
+                "gzip" | "x-gzip" => Self::Gzip,
+                "deflate" => Self::Deflate,
+                "zstd" => Self::Zstd,
+                _ => return refuse("Content-Encoding must be gzip, deflate, zstd or identity"),
+            };
+            if std::mem::replace(&mut encoding, next) != Self::Identity {
+                return refuse(
+                    "a body is compressed once: Content-Encoding has one of gzip, deflate and zstd",
+                );
+            }
         }
+        Ok(encoding)
     }
 
     /// Decompresses the body, up to `limit` bytes, into memory of the budget, and stops as soon as it is clear that its
@@ -243,6 +251,25 @@ mod tests {
             assert_eq!(Encoding::of(Some(name)).ok(), Some(encoding), "{name}");
         }
     }
+
+    /// A list was refused, whatever was in it.
+    #[test]
+    fn of_a_list_of_codings_one_may_be_other_than_identity() {
+        for (list, encoding) in [
+            ("identity, gzip", Some(Encoding::Gzip)),
+            ("zstd,Identity , identity", Some(Encoding::Zstd)),
+            (", deflate ,", Some(Encoding::Deflate)),
+            ("identity,identity", Some(Encoding::Identity)),
+            (",", Some(Encoding::Identity)),
+            ("gzip, gzip", None),
+            ("gzip, identity, zstd", None),
+            ("identity, br", None),
+            ("gzip identity", None),
+        ] {
+            assert_eq!(Encoding::of(Some(list)).ok(), encoding, "{list}");
+        }
+    }
+
     /// Empty members cost 20 bytes each, and 15 MiB of them took a permit for bodies for 2.4 s.
     #[test]
     fn gzip_of_several_members_is_decoded_up_to_a_number_of_them() {

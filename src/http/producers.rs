@@ -74,8 +74,13 @@ fn begun(context: &Context, log: &OpenLog, id: String, begun: log::BegunEpoch) -
     json(&api::BegunEpoch { id, epoch, mark, earlier, log_id, segment_bytes, max_body_bytes })
 }
 
-/// The id in a path.
+/// The id in a path. A percent sign is the beginning of an escape.
 fn id_in(path: &str) -> Result<String, Problem> {
+    let is_escape =
+        |rest: &str| rest.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
+    if !path.split('%').skip(1).all(is_escape) {
+        return Err(Error::BadProducer.into());
+    }
     let id = percent_decode_str(path).decode_utf8().map_err(|_| Error::BadProducer)?;
     check_producer_id(&id)?;
     Ok(id.into_owned())

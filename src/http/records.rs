@@ -29,7 +29,10 @@ use crate::{
 use hyper::{
     Request, Response, StatusCode,
     body::Bytes,
-    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, EXPECT, HeaderMap, HeaderValue, IF_NONE_MATCH},
+    header::{
+        CACHE_CONTROL, CONTENT_TYPE, ETAG, EXPECT, HeaderMap, HeaderName, HeaderValue, IF_MATCH,
+        IF_NONE_MATCH,
+    },
 };
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -270,17 +273,28 @@ fn tag(log: LogId, offset: u64) -> String {
     format!("\"{log}-{offset}\"")
 }
 
-/// The logs whose record at `offset` a client has, according to `If-None-Match`; `None` for any. Tags are compared
-/// weakly, as RFC 9110, 13.1.2 demands.
-fn known_logs(headers: &HeaderMap, offset: u64) -> impl Iterator<Item = Option<LogId>> {
-    params::list(headers, IF_NONE_MATCH).filter_map(move |one| {
-        if one == "*" {
-            return Some(None);
-        }
-        let (id, of) = one.strip_prefix("W/").unwrap_or(one).strip_prefix('"')?.split_once('-')?;
-        let is_it = of.strip_suffix('"')? == offset.to_string();
-        LogId::parse(id).filter(|_| is_it).map(Some)
-    })
+/// The logs whose record at some offset a client names by entity tags; `None` for any.
+struct NamedRecords(BTreeSet<Option<LogId>>);
+
+impl NamedRecords {
+    /// What a header names, if it is there. Tags are compared strongly in `If-Match`, and weakly in `If-None-Match`, as
+    /// RFC 9110, 13.1.1 and 13.1.2 demand.
+    fn of(headers: &HeaderMap, name: HeaderName, offset: u64) -> Option<Self> {
+        let weak = if name == IF_NONE_MATCH { "W/" } else { "" };
+        let log = |one: &str| {
+            if one == "*" {
+                return Some(None);
+            }
+            let (id, of) = one.strip_prefix(weak).unwrap_or(one).strip_prefix('"')?.split_once('-')?;
+            let is_it = of.strip_suffix('"')? == offset.to_string();
+            LogId::parse(id).filter(|_| is_it).map(Some)
+        };
+        headers.contains_key(&name).then(|| Self(params::list(headers, name).filter_map(log).collect()))
+    }
+
+    fn has(&self, log: LogId) -> bool {
+        self.0.contains(&None) || self.0.contains(&Some(log))
+    }
 }
 
 /// `GET …/records/{offset}`: the unmodified value. It never changes, and any cache may keep it.
@@ -294,14 +308,21 @@ pub(super) async fn one(
     params::none(&request)?;
     let offset = params::number("offset", offset, 0..=u64::MAX)
         .map_err(|_| Problem::new(Code::InvalidOffset, "an offset is a whole number"))?;
-    let known_logs: BTreeSet<_> = known_logs(request.headers(), offset).collect();
+    let [must_be, known] =
+        [IF_MATCH, IF_NONE_MATCH].map(|name| NamedRecords::of(request.headers(), name, offset));
     drop(request); // so that its header section is not held while waiting
     let log = context.log(asker.share, name).await?;
-    let known = known_logs.contains(&None) || known_logs.contains(&Some(log.id()));
+    let is_other = must_be.is_some_and(|records| !records.has(log.id()));
+    let known = known.is_some_and(|records| records.has(log.id()));
     let tag = tag(log.id(), offset);
-    let asker = Asker { only_head: asker.only_head || known, ..asker };
+    let asker = Asker { only_head: asker.only_head || known || is_other, ..asker };
     let value = |record: &Record, grant: Grant| grant.hold_copy(record.value());
     let (head, value) = fetch::record(context, asker, &log, offset, |length| length, value).await?;
+    if is_other {
+        let detail =
+            format!("the record at {offset} is none of those that If-Match names: its ETag is {tag}");
+        return Err(Problem::new(Code::UnexpectedRecord, detail));
+    }
     let body = match value {
         Some(value) => full(value),
         None if known => full(""),

@@ -82,10 +82,10 @@ fn without_body(mut answer: Answer) -> Answer {
 /// The longest request id, in bytes, that is returned.
 const REQUEST_ID_BYTES: usize = 200;
 
-/// A copy, so that the id does not keep alive the whole header section that it came in.
+/// A copy, so that the id does not keep alive the whole header section that it came in. An empty one is none.
 fn kept_id(id: &HeaderValue) -> Option<HeaderValue> {
     Some(id.as_bytes())
-        .filter(|id| id.len() <= REQUEST_ID_BYTES)
+        .filter(|id| (1..=REQUEST_ID_BYTES).contains(&id.len()))
         .and_then(|id| HeaderValue::from_bytes(id).ok())
 }
 

@@ -35,6 +35,44 @@ fn entity_tags_are_compared_weakly() {
     }
 }
 
+/// `If-Match` was ignored: a client that wanted a record of one log got that of the next one of its name.
+#[test]
+fn a_value_that_is_not_the_one_that_must_match_is_not_answered() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    client.append(b"x").unwrap();
+    let target = "/v1/logs/default/records/0";
+    let answer = client.request("GET", target, b"").unwrap();
+    let tag = answer.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap().to_owned();
+    for (tags, status) in [
+        (tag.clone(), 200),
+        ("*".to_owned(), 200),
+        (format!("\"a\", W/\"b-0\",{tag}"), 200),
+        (format!("W/{tag}"), 412), // RFC 9110, 13.1.1: compared strongly
+        (tag.replace("-0\"", "-1\""), 412),
+        ("\"a\"".to_owned(), 412),
+        (String::new(), 412),
+    ] {
+        for method in ["GET", "HEAD"] {
+            let mut client = server.connect(); // the answer to a HEAD has a length, and no body
+            let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+            client.send(format!("{head}If-Match: {tags}\r\n\r\n").as_bytes()).unwrap();
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut client.0, &mut text).unwrap();
+            assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {tags}: {text}");
+            assert_eq!(text.contains("\"unexpected_record\""), status == 412 && method == "GET", "{text}");
+        }
+    }
+    // It is evaluated before If-None-Match, and not at all if there is no record.
+    let both = [("If-Match", "\"a\""), ("If-None-Match", tag.as_str())];
+    assert_eq!(client.exchange("GET", target, &both, b"").unwrap().status, 412);
+    let both = [("If-Match", tag.as_str()), ("If-None-Match", tag.as_str())];
+    assert_eq!(client.exchange("GET", target, &both, b"").unwrap().status, 304);
+    let none = "/v1/logs/default/records/7";
+    assert_eq!(client.exchange("GET", none, &[("If-Match", "*")], b"").unwrap().status, 404);
+}
+
 /// A byte of HTTP/2 that refers to the header table took a hundred in memory: 4,000 requests with 1,900 of them, 562 MB.
 #[test]
 fn header_fields_that_refer_to_the_table_cost_little() {
