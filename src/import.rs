@@ -512,8 +512,9 @@ mod tests {
     /// It was stored with the first line, and made a line of JSON a wrong one.
     #[test]
     fn a_byte_order_mark_is_no_part_of_the_first_line() {
-        let values =
-            |source: &mut Source<&[u8]>| all(source).into_iter().map(|(value, _)| value).collect::<Vec<_>>();
+        let values = |source: &mut Source<BufReader<&'static [u8]>>| {
+            all(source).into_iter().map(|(value, _)| value).collect::<Vec<_>>()
+        };
         for split in [Split::Lines, Split::Json] {
             let mut source = of(b"\xEF\xBB\xBF1\n2\n", split);
             assert_eq!(values(&mut source), [&b"1"[..], b"2"]);
