@@ -1,19 +1,19 @@
 //! The command line: exit code 2 for incorrect usage, 1 for failure (`verify`: 1 for damage, 2 for all else), and a one-line error that says what to do.
 
+#[path = "support/program.rs"]
+mod program;
 #[path = "support/shm.rs"]
 mod shm;
 #[path = "support/skipped.rs"]
 mod skipped;
 
 use millstream::{Log, Options};
+use program::millstream;
 use skipped::skipped;
-use std::{
-    path::Path,
-    process::{Command, Output},
-};
+use std::{path::Path, process::Output};
 
 fn run(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    let mut command = millstream();
     command.env("MILLSTREAM_SHM_DIR", shm::dir()).args(arguments).output().unwrap()
 }
 
@@ -264,7 +264,7 @@ fn settings_come_from_flags_then_the_environment_then_a_file() {
     let file = place.path().join("millstream.toml");
     let printed = |text: &str, flags: &[&str]| {
         std::fs::write(&file, text).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        let mut command = millstream();
         command.args(["serve", "--print-config", "--config", file.to_str().unwrap()]).args(flags);
         command.env("MILLSTREAM_MAX_BODY_BYTES", "222").output().unwrap()
     };
@@ -363,7 +363,7 @@ fn settings_still_work_by_their_old_names() {
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("millstream.toml");
     std::fs::write(&file, "max_decoded = 333\n").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    let mut command = millstream();
     command.args(["serve", "--print-config", "--config", file.to_str().unwrap(), "--max-header", "9999"]);
     command.args(["--images", "/somewhere"]).env("MILLSTREAM_MAX_BODY", "222");
     let printed = String::from_utf8(command.output().unwrap().stdout).unwrap();
@@ -381,7 +381,7 @@ fn settings_still_work_by_their_old_names() {
 /// It was ignored without a word.
 #[test]
 fn a_variable_that_is_no_setting_is_named_in_a_warning() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    let mut command = millstream();
     // The data directory is not a directory, so that the server exits.
     command.args(["serve", "--data", "/dev/null", "--listen", "127.0.0.1:0"]);
     command.env("MILLSTREAM_SHM_DIR", shm::dir()).env("MILLSTREAM_GRACE_SECOND", "1");
@@ -425,8 +425,7 @@ fn an_output_error_is_one_line() {
         &["logs", "create", "--help"],
         &["verify", "--help"],
     ] {
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_millstream")).args(arguments).stdout(full()).output().unwrap();
+        let output = millstream().args(arguments).stdout(full()).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         let looks = arguments[0] == "verify" && arguments[1] != "--help"; // 1 would mean that there is damage
         assert_eq!(output.status.code(), Some(if looks { 2 } else { 1 }), "{arguments:?}: {said}");
@@ -447,7 +446,7 @@ fn what_has_failed_has_failed_also_if_nobody_reads_the_output() {
     let unread = |arguments: &[&str]| {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        let mut command = millstream();
         let output =
             command.env("MILLSTREAM_SHM_DIR", shm::dir()).args(arguments).stdout(writer).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -475,7 +474,7 @@ fn what_has_failed_has_failed_also_if_nobody_reads_the_output() {
 fn a_filter_or_a_directory_for_memory_that_cannot_be_is_an_error_at_the_start() {
     let data = tempfile::tempdir().unwrap();
     let serve = |name: &str, value: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        let mut command = millstream();
         command.args(["serve", "--listen", "127.0.0.1:0", "--data", data.path().to_str().unwrap()]);
         let output = command.env("MILLSTREAM_SHM_DIR", shm::dir()).env(name, value).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())

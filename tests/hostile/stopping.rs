@@ -154,7 +154,10 @@ fn a_file_size_limit_is_a_full_disk_and_is_logged_once() {
     let mut command = std::process::Command::new("prlimit");
     command.arg("--fsize=2097152").arg(serve.get_program()).args(serve.get_args());
     for (name, value) in serve.get_envs() {
-        command.env(name, value.unwrap());
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
     }
     let mut child = command.stderr(std::fs::File::create(&said).unwrap()).spawn().unwrap();
     let mut address = String::new();

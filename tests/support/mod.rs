@@ -5,6 +5,7 @@
 
 pub mod process;
 pub mod processor;
+pub mod program;
 pub mod shm;
 pub mod skipped;
 
@@ -63,7 +64,7 @@ impl Server {
 
     /// The server's command, to be spawned.
     pub fn command(data: &Path, flags: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        let mut command = program::millstream();
         command
             .args(["serve", "--data"])
             .arg(data)
