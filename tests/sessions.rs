@@ -522,7 +522,7 @@ fn the_records_that_a_line_adds_follow_each_other_in_the_log() {
     });
     let values = values(&server);
     let runs = values.chunk_by(|one, other| one[..1] == other[..1]).count();
-    assert!(runs > 100, "{runs}: they were to append at the same time");
+    assert!(runs > 10, "{runs}: they were to append at the same time");
     for (name, offsets) in sessions {
         for (n, offset) in offsets.into_iter().enumerate() {
             assert_eq!(values[offset as usize], format!("{name}{n}"));
