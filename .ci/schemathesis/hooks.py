@@ -17,7 +17,8 @@ from hypothesis import strategies
 FOLLOWED = 1
 
 # A request that agrees with the document may have these answers: all depend on the log.
-OF_THE_LOG = {"not_json", "offset_beyond_end", "offset_trimmed", "record_too_large", "unexpected_cursor", "unexpected_offset"}
+OF_THE_LOG = {"not_json", "offset_beyond_end", "offset_trimmed", "record_too_large", "unexpected_cursor", "unexpected_offset",
+              "unexpected_record"}
 # The offset is in the address or in the body: valid ones in both, or in neither, are refused.
 OF_CONSUME = {"invalid_request", "offset_missing"}
 
