@@ -132,7 +132,7 @@ pub(crate) fn repair_on(
 
 /// An error if the damage is beyond repair.
 fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
-    for range in &survey.missing {
+    for range in &survey.gaps() {
         let count = range.end - range.start;
         if capacity_for(count.saturating_mul(frame::HEADER as u64), count).is_none() {
             let reason = "more records are missing there than one segment can hold".into();

@@ -70,10 +70,11 @@ pub(in crate::log) fn mend(
     // Memory may continue after the last record, even if the next segment's file was begun and has no record yet.
     let last = survey.segments.iter().rposition(|segment| segment.records() > 0).unwrap_or(0);
     for n in 0..survey.segments.len() {
-        let precedes = precedes(disk, &survey.segments[..n], bases[n])?;
-        let (mut mended, segment) = (Mended::No, &mut survey.segments[n]);
+        let mut mended = Mended::No;
         // Undamaged segments are left to opening, which restores what continues them.
-        if matches!(segment.state, State::Damaged(_)) {
+        if matches!(survey.segments[n].state, State::Damaged(_)) {
+            let precedes = precedes(disk, &survey.segments[..n], bases[n])?;
+            let segment = &mut survey.segments[n];
             let next = bases.get(n + 1).map(|next| next - segment.header.base);
             mended = mend_one(disk, backings, &left, segment, precedes, next)?;
             if let State::Damaged(wreck) = &segment.state
@@ -163,9 +164,8 @@ fn begins_with(disk: &dyn Disk, segment: &SurveyedSegment, frames: &[u8]) -> io:
         State::Unfinished(scan) | State::Active(_, scan) => scan.positions.clone(),
         State::Damaged(wreck) => wreck.survivors.iter().flatten().collect(),
         State::Sealed(footer) => {
-            return Ok(
-                frames.get(..frame::in_bytes(footer.words)) == bytes.get(..frame::in_bytes(footer.words))
-            );
+            let all = ..frame::in_bytes(footer.words);
+            return Ok(frames.get(all) == bytes.get(all));
         }
     };
     Ok(all.into_iter().all(|word| {

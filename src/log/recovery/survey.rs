@@ -40,8 +40,6 @@ const MIN_BESIDE: usize = 4 * OUTLINE_THREADS;
 pub(in crate::log) struct Survey {
     pub(in crate::log) segments: Vec<SurveyedSegment>,
     pub(in crate::log) damage: Vec<Damage>,
-    /// Ranges of offsets for which there is no file.
-    pub(in crate::log) missing: Vec<Range<u64>>,
     /// The torn ends that earlier openings have cut off and kept.
     pub(in crate::log) torn: Vec<PathBuf>,
     /// How many of the records whose frames were read are marks of lost ones.
@@ -101,7 +99,7 @@ fn look(
     bases.sort_unstable();
 
     let torn = aside::torn_files(dir, &names);
-    let mut survey = Survey { segments: Vec::new(), damage: Vec::new(), missing: Vec::new(), torn, lost: 0 };
+    let mut survey = Survey { segments: Vec::new(), damage: Vec::new(), torn, lost: 0 };
     let mut outlines = read_outlines(disk, dir, &bases, &mut survey.damage)?;
     for n in 0..outlines.len() {
         outlines[n].next = outlines.get(n + 1).map(|next| next.header.base);
@@ -139,7 +137,6 @@ fn look(
 /// Notes that no file holds the records from the last segment's end up to `base`, if there are any.
 fn note_gap(survey: &mut Survey, dir: &Path, base: u64) {
     if let Some(before) = survey.segments.last().map(SurveyedSegment::end).filter(|&before| before < base) {
-        survey.missing.push(before..base);
         survey.damage.push(Damage::new(before..base, dir, "no segment file holds them"));
     }
 }
