@@ -1,7 +1,7 @@
 //! The memory budget, at its limit.
 
 use super::{
-    MIB, Producer, a_while, code, get,
+    MIB, Producer, a_while, code, crowd, get,
     http2::{self, Connection, GO_AWAY, RESET},
     metric,
     support::{Client, Server, process::Process, processor::Processor},
@@ -85,7 +85,8 @@ fn clients_that_do_not_read_hold_no_more_than_the_budget() {
     let watch = Watch::start(process);
     let begun = Instant::now();
     let mut deaf: Vec<Client> = Vec::new();
-    for _ in 0..1500 {
+    let crowd = crowd(1500);
+    for _ in 0..crowd {
         let mut client = server.connect();
         client.send(format!("GET {ALL} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
         deaf.push(client);
@@ -93,7 +94,7 @@ fn clients_that_do_not_read_hold_no_more_than_the_budget() {
     let beside = producer.rate(a_while(1.5));
     let (taken, slowest) = (begun.elapsed(), producer.slowest());
     println!(
-        "1,500 clients that do not read: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside, the slowest {:?} ({taken:?})",
+        "{crowd} clients that do not read: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside, the slowest {:?} ({taken:?})",
         watch.most() / MIB,
         slowest
     );
@@ -342,7 +343,7 @@ fn large_ranges_that_are_asked_for_and_left_do_not_keep_others_from_theirs() {
         let stops = Stop(&stop);
         std::thread::sleep(Duration::from_millis(300));
         let begun = Instant::now();
-        while begun.elapsed() < a_while(3.0) {
+        while begun.elapsed() < a_while(1.5) {
             let begun = Instant::now();
             let answer = get(&mut client, share).unwrap();
             assert_eq!((answer.status, answer.body.lines().count()), (200, 60_000), "{:?}", begun.elapsed());
@@ -353,7 +354,7 @@ fn large_ranges_that_are_asked_for_and_left_do_not_keep_others_from_theirs() {
     println!(
         "{planned:?} for the first byte of all; {alone:?} alone, {slowest:?} at the most beside {asked:?} clients that leave"
     );
-    assert!(slowest < Duration::from_millis(1500), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(4), "{slowest:?}");
 }
 
 struct Stop<'a>(&'a AtomicBool);

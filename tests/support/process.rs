@@ -6,7 +6,7 @@ use std::{fs, process::Child, time::Duration};
 
 /// What [`Process::time`] may say more than a process has used for one thing: a few ticks of 10 ms, and what it does in the
 /// background.
-pub const TICKS: Duration = Duration::from_millis(60);
+pub const TICKS: Duration = Duration::from_millis(100);
 
 /// A process, observed from outside.
 #[derive(Clone, Copy)]

@@ -1,5 +1,5 @@
 //! Processors for tests that keep one busy. Others mostly wait, so more tests can run at once than there are processors
-//! (`RUST_TEST_THREADS=4`); those that measure, or load the machine, would then disturb each other more than they may.
+//! (`RUST_TEST_THREADS=8`); those that measure, or load the machine, would then disturb each other more than they may.
 
 #![allow(dead_code, reason = "each test uses its part")]
 

@@ -135,11 +135,17 @@ fn repair_keeps_what_a_backing_has_after_a_record_that_is_lost_in_both() {
 /// and the last segment's base.
 fn log_that_goes_on_in_memory(at: &Path) -> (Sim, u64, u64) {
     let sim = Sim::new(1);
-    let full = Arc::new(AtomicBool::new(false));
-    let is_full = Arc::clone(&full);
+    let (full, appended) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (is_full, all_appended) = (Arc::clone(&full), Arc::clone(&appended));
     let gate = Gate::new(Arc::new(sim.clone()), move |operation, _| {
-        let hit = operation == Operation::Rename && is_full.load(Ordering::SeqCst);
-        if hit { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
+        if operation != Operation::Rename || !is_full.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        // Appends are refused from the first failure on, so all come before it.
+        while !all_appended.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(std::io::Error::from_raw_os_error(28))
     });
     let log = Log::open_on(gate, Path::new(DIR), on_disk_and_in_memory(at)).unwrap();
     let mut n = 0u64;
@@ -153,6 +159,7 @@ fn log_that_goes_on_in_memory(at: &Path) -> (Sim, u64, u64) {
         log.append(&[n as u8; 100]).unwrap();
         n += 1;
     }
+    appended.store(true, Ordering::SeqCst);
     while last.sealed.get().is_none() {
         std::thread::sleep(Duration::from_millis(5));
     }
