@@ -462,7 +462,6 @@ fn stall(address: &str, size: usize, over: &AtomicBool) {
 /// bodies also from sending small ones.
 #[test]
 fn uploads_that_stop_make_room_when_others_wait() {
-    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let flags =
         ["--max-body-bytes", "4MiB", "--max-decoded-bytes", "4MiB", "--max-http-memory-bytes", "16MiB"];

@@ -79,7 +79,6 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
 /// The client was told that the log did not exist, although its request was to create it.
 #[test]
 fn creating_a_log_while_others_delete_it_creates_it_again() {
-    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let (stop, made) = (Stops::default(), AtomicU64::new(0));

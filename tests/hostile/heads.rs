@@ -76,7 +76,6 @@ fn a_value_that_is_not_the_one_that_must_match_is_not_answered() {
 /// A byte of HTTP/2 that refers to the header table took a hundred in memory: 4,000 requests with 1,900 of them, 562 MB.
 #[test]
 fn header_fields_that_refer_to_the_table_cost_little() {
-    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let process = Process::of(&server.child);

@@ -3,7 +3,7 @@
 use super::{
     get,
     http2::Connection,
-    support::{Client, Server, processor::Processor, skipped::skipped},
+    support::{Client, Server, skipped::skipped},
     wait_for,
 };
 use rustix::process::{Signal, kill_process};
@@ -106,7 +106,6 @@ fn a_closed_standard_error_stops_neither_requests_nor_stopping() {
 /// A reader that reads nothing is worse: the pipe is full, and writing to it blocks.
 #[test]
 fn a_standard_error_that_nobody_reads_stops_nothing() {
-    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let child = Server::command(data.path(), &["--listen", &free])

@@ -4,7 +4,7 @@ use super::{
     get,
     http2::{self, Connection, DATA, END_STREAM, GO_AWAY, HEADERS, RESET},
     metric,
-    support::{Client, Server, processor::Processor},
+    support::{Client, Server},
     wait_for,
 };
 use std::{
@@ -28,7 +28,6 @@ fn with_records(data: &std::path::Path, flags: &[&str], sizes: &[usize]) -> (Ser
 /// never reset, and its memory was held for as long as the client liked.
 #[test]
 fn streams_with_a_window_of_a_byte_are_reset() {
-    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let (server, mut client) = with_records(data.path(), &["--body-seconds", "2"], &[16_000, 100, 16_385]);
     let mut connection = Connection::open(&server.address, &http2::setting(4, 1));
@@ -82,7 +81,6 @@ fn connections_that_do_not_take_small_answers_are_closed() {
 /// allowed, and took 1.4 GB.
 #[test]
 fn answers_that_are_not_taken_count_as_requests_in_flight() {
-    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let (server, mut client) = with_records(data.path(), &["--max-connections", "16"], &[4_000]);
     let mut connections: Vec<_> =
