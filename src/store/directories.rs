@@ -5,7 +5,7 @@
 use super::{DELETED, Entry, Error, Inner, LogError, LogSettings, OpenLog, SETTINGS};
 use crate::{
     disk::{Disk, is_transient, tree},
-    log::{is_ours, only_ours},
+    log::{Environment, is_ours, only_ours},
     sync::lock,
 };
 use std::{
@@ -48,11 +48,11 @@ const LOOKING: Duration = Duration::from_secs(2);
 /// Looks at the directories of these entries: removes those of what is no log, and marks those of logs that cannot be
 /// used. On another thread, so that a disk that hangs under one of them does not keep the store from being opened: a
 /// directory that was not looked at within [`LOOKING`] counts as a log, which it is found to be, or not, when it is
-/// used.
-pub(super) fn look(disk: &Arc<dyn Disk>, dir: &Path, entries: &mut BTreeMap<String, Arc<Entry>>) {
+/// used. In a simulation this thread looks, so that the order of operations does not depend on a clock.
+pub(super) fn look(env: &Environment, dir: &Path, entries: &mut BTreeMap<String, Arc<Entry>>) {
     let names: Vec<_> = entries.keys().cloned().collect();
     let (looked, found) = crossbeam::channel::bounded(names.len());
-    let (disk, dir) = (Arc::clone(disk), dir.to_owned());
+    let (disk, dir) = (Arc::clone(&env.disk), dir.to_owned());
     let look_at_all = move || {
         for name in names {
             let at = Found::look(&*disk, &dir.join(&name));
@@ -61,8 +61,9 @@ pub(super) fn look(disk: &Arc<dyn Disk>, dir: &Path, entries: &mut BTreeMap<Stri
             }
         }
     };
-    let thread = std::thread::Builder::new().name("millstream-look".into()).spawn(look_at_all);
-    if let Err(error) = thread {
+    if env.machine.advance_simulated(Duration::ZERO) {
+        look_at_all();
+    } else if let Err(error) = std::thread::Builder::new().name("millstream-look".into()).spawn(look_at_all) {
         tracing::warn!(%error, "cannot look at the directories of logs before they are used");
     }
     let until = Instant::now() + LOOKING;
