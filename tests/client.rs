@@ -623,6 +623,35 @@ async fn append_around_a_large_record(client: &Client, direct: &Client, code: &s
     assert_eq!(values(direct, "clicks").await, expected);
 }
 
+/// Of the four batches on the way at once, each on a connection of its own, half were refused because another had been
+/// slower, and sent again; and the producer mistook some of these answers for those of a log that had forgotten it, and
+/// began another epoch.
+#[test]
+fn batches_on_several_connections_are_stored_in_one_epoch_and_hardly_ever_sent_again() {
+    let (_data, server, client) = start();
+    let records = 100_000;
+    run(async {
+        let producer = producer(&client, "p", |options| options.batch_bytes = 32 << 10);
+        for n in 0..records {
+            producer.push(format!("{n:0100}").as_bytes()).await.unwrap();
+        }
+        assert_eq!(producer.close().await.unwrap().records, records);
+    });
+    let metrics = server.connect().request("GET", "/metrics", b"").unwrap().body;
+    let requests = |route: &str, status: u16| {
+        let name = format!(r#"millstream_requests_total{{route="{route}",status="{status}"}} "#);
+        metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let (stored, refused) =
+        (requests("/v1/logs/{log}/records", 200), requests("/v1/logs/{log}/records", 409));
+    assert_eq!(
+        requests("/v1/logs/{log}/producers/{id}", 200),
+        1,
+        "epochs; {stored} stored, {refused} refused"
+    );
+    assert!(stored >= 300 && refused <= stored / 20, "{stored} stored, {refused} refused");
+}
+
 /// Batches were refused for good, if the server's limit was below a mebibyte.
 #[test]
 fn batches_are_as_large_as_the_server_accepts_and_only_a_record_that_is_larger_is_refused() {

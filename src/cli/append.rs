@@ -377,6 +377,7 @@ impl Append {
         while failure.is_none() {
             let due = sink.due();
             let next = tokio::select! {
+                biased; // what has been read needs no more than a look
                 next = records.next() => next,
                 () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
                     sink.append().await?;

@@ -2,7 +2,7 @@
 
 use super::{
     answer::{Answer, full, json, only_head},
-    appending::{self, Ack},
+    appending::{self, Ack, COPYING},
     body,
     connection::RequestBody,
     context::{Asker, Context},
@@ -34,7 +34,14 @@ use hyper::{
         IF_NONE_MATCH,
     },
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long a batch waits for those before it of its producer.
+const PREDECESSORS: Duration = Duration::from_millis(200);
 
 /// A batch that its producer has named, so that it is stored once.
 struct NamedBatch {
@@ -176,11 +183,13 @@ pub(super) async fn append(
         let checked = move || batch.check(&settings).map(|()| batch);
         batch = Box::pin(body::with_permit(context, asker.share, Work::of(cost), checked)).await??;
     }
-    if named.is_some() {
+    if let Some(named) = &named {
+        if !log.producers_are_busy() && !log.knows_producers() {
+            context.on_log(asker.share, &log, |log| log.learn_producers()).await?; // from the disk
+        }
+        predecessors(&log, &named.of_producer()).await;
         if log.producers_are_busy() {
             cost = usize::MAX; // another batch is being copied, which this one waits for
-        } else if !log.knows_producers() {
-            context.on_log(asker.share, &log, |log| log.learn_producers()).await?; // from the disk
         }
     }
     // The batch is dropped by then, so that its memory is not held while waiting.
@@ -194,6 +203,15 @@ pub(super) async fn append(
     // Also for a repeat: the batch that it repeats may not be on the disk yet.
     context.acknowledged(&log, last_offset, ack).await?;
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
+}
+
+/// Waits for a while until the batches before this one of its producer are appended: they may be on other connections.
+/// One that comes too early is then refused.
+async fn predecessors(log: &OpenLog, batch: &ProducerBatch<'_>) {
+    let until = Instant::now() + PREDECESSORS;
+    while log.is_early(batch) && Instant::now() < until {
+        tokio::time::sleep(COPYING).await;
+    }
 }
 
 /// The log to append to. One that must have an id is not created.

@@ -38,6 +38,8 @@ use block::{block, set_count};
 use file::Saved;
 use serde::{Deserialize, Serialize};
 pub(crate) use table::Content;
+#[cfg(feature = "server")]
+use table::MAX_REMEMBERED;
 use table::{KnownProducer, Table};
 
 /// The error with which a log that has no records yet refuses an append of this producer, or with this condition, if it
@@ -310,6 +312,18 @@ impl Log {
     #[cfg(feature = "server")]
     pub(crate) fn producers_are_busy(&self) -> bool {
         try_lock(&self.shared.producers.table).is_none()
+    }
+
+    /// Whether a batch comes before others of its epoch: not so many that some of them would be forgotten once they are
+    /// stored.
+    #[cfg(feature = "server")]
+    pub(crate) fn is_early(&self, batch: &ProducerBatch<'_>) -> bool {
+        // Of one that is being appended at this moment, it is not known yet.
+        let Some(table) = try_lock(&self.shared.producers.table) else { return true };
+        let known = table.as_ref().and_then(|table| table.producers.get(batch.id));
+        let known = known.filter(|known| known.epoch == batch.epoch);
+        let before = known.and_then(|known| batch.sequence.checked_sub(known.next_sequence()));
+        before.is_some_and(|before| (1..MAX_REMEMBERED as u64).contains(&before))
     }
 
     /// Whether [`try_append_once`](Self::try_append_once) has what it needs in memory; otherwise it reads the part of

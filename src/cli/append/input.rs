@@ -11,7 +11,11 @@ use std::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
 };
 
 /// The most bytes of records that were read and not handed over yet, beside one record more.
@@ -114,7 +118,9 @@ impl Input {
                     Ok(false) => return,
                     Ok(true) => {
                         let bytes = u32::try_from(record.len()).unwrap_or(u32::MAX).min(AHEAD_BYTES);
-                        let room = runtime.block_on(Arc::clone(&room).acquire_many_owned(bytes));
+                        let room = Arc::clone(&room)
+                            .try_acquire_many_owned(bytes)
+                            .or_else(|_| runtime.block_on(Arc::clone(&room).acquire_many_owned(bytes)));
                         // A server would count from the beginning of a batch.
                         let refused = settings
                             .check_value(&record, source.is_json())
@@ -132,18 +138,24 @@ impl Input {
                     Err(error) => Err(error),
                 };
                 let goes_on = next.is_ok();
-                if sender.blocking_send(next).is_err() || !goes_on {
+                let sent = match sender.try_send(next) {
+                    Err(TrySendError::Full(next)) => sender.blocking_send(next).is_ok(),
+                    sent => sent.is_ok(),
+                };
+                if !sent || !goes_on {
                     return;
                 }
             }
         });
-        Records { queue, has_lines, last, reading }
+        Records { queue, taken: Vec::new().into_iter(), has_lines, last, reading }
     }
 }
 
 /// The records, as they are read.
 pub(super) struct Records {
     queue: mpsc::Receiver<io::Result<Next>>,
+    /// Those that were in it at once.
+    taken: std::vec::IntoIter<io::Result<Next>>,
     has_lines: bool,
     /// How far the source was read with the last one.
     last: Progress,
@@ -153,7 +165,12 @@ pub(super) struct Records {
 impl Records {
     /// The next one; none at the end.
     pub(super) async fn next(&mut self) -> Option<io::Result<Next>> {
-        let next = self.queue.recv().await;
+        if self.taken.len() == 0 {
+            let mut taken = Vec::new();
+            self.queue.recv_many(&mut taken, AHEAD_RECORDS).await;
+            self.taken = taken.into_iter();
+        }
+        let next = self.taken.next();
         if let Some(Ok(next)) = &next {
             self.last = next.at;
         }

@@ -131,6 +131,8 @@ async fn send(
     let (mut patience, ahead) = (Patience::new(&shared), Pauses::new(AHEAD));
     loop {
         let progress = shared.progress.notified();
+        // Before the request: what the server says it expects is as old as its answer.
+        let oldest = shared.oldest.load(Ordering::Relaxed);
         let request = shared.client.request(Method::POST, &path, &headers, body.clone())?;
         // Relaxed: the task looks at it when this has ended, or was aborted.
         let may_have_been = may_be_stored.swap(true, Ordering::Relaxed);
@@ -146,11 +148,7 @@ async fn send(
         }
         match refusal.expected {
             // Its predecessors are on their way.
-            Some((known, next))
-                if known == u64::from(epoch)
-                    && next < sequence
-                    && next >= shared.oldest.load(Ordering::Relaxed) =>
-            {
+            Some((known, next)) if known == u64::from(epoch) && (oldest..sequence).contains(&next) => {
                 let _ = tokio::time::timeout(ahead.next(), progress).await; // either will do
             }
             Some((known, _)) if known > u64::from(epoch) => {

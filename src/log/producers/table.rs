@@ -195,7 +195,7 @@ impl KnownProducer {
     }
 
     /// The sequence of the next batch in the newest epoch.
-    fn next_sequence(&self) -> u64 {
+    pub(super) fn next_sequence(&self) -> u64 {
         self.current().next_back().map_or(0, |last| last.sequence + 1)
     }
 
