@@ -8,6 +8,7 @@ use super::{
     recovery::{self, Copies, Filling, HeaderSource, Mended, State, Survey, SurveyedSegment},
 };
 use crate::{
+    LogId,
     chunk::BackingDir,
     disk::{self, Aligned, BLOCK, Disk, salvage},
     frame::{self, LOST, MORE, Stamp, WORD},
@@ -16,12 +17,13 @@ use crate::{
         file::{self, SegmentFile},
         header::{Header, Secret},
         region::Region,
-        scan::Scan,
+        scan::{self, Scan},
         sealed,
     },
 };
 use std::{
     io::{self, IoSlice},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -89,12 +91,17 @@ pub(crate) fn repair_on(
     let missing = survey.gaps();
     let fillings = missing.iter().map(|gap| match &backings {
         Some(backings) => recovery::fill(disk, dir, backings, &survey, gap),
-        None => Ok(None),
+        None => Ok(Vec::new()),
     });
     let fillings = fillings.collect::<Result<Vec<_>, Error>>()?;
+    let lost = missing.iter().zip(&fillings);
+    let lost = lost.map(|(gap, fillings)| fillings.last().map_or(gap.start, Filling::end)..gap.end);
+    let lost: Vec<Range<u64>> = lost.filter(|lost| !lost.is_empty()).collect();
+    if let Some(backings) = &backings {
+        recovery::ensure_unbound(disk, dir, backings, &survey, &lost)?;
+    }
     let Survey { segments, damage, .. } = survey;
     let mut repaired = Repaired { damage, kept: Vec::new() };
-    let secret = segments.iter().map(|segment| segment.header.secret).find(|secret| secret.0.is_some());
     for (n, segment) in segments.iter().enumerate() {
         // What fills a gap takes its name: it has not even one whole record, or the filling has all of its records.
         let base = segment.header.base;
@@ -110,24 +117,35 @@ pub(crate) fn repair_on(
         let mended = mended.get(n).unwrap_or(&Mended::No);
         repaired.kept.extend(repair_segment(disk, dir, segment, mended)?);
     }
-    for (range, filling) in missing.into_iter().zip(fillings) {
-        if let Some(Filling { header, frames, scan }) = filling {
-            let path = dir.join(file::name(header.base));
-            store(disk, dir, &header, &frames[..frame::in_bytes(scan.words)], &scan)
-                .map_err(Error::io("write from memory", &path))?;
-            continue;
-        }
-        let path = dir.join(file::name(range.start));
-        let count = u32::try_from(range.end - range.start).unwrap_or(u32::MAX);
-        let secret = secret.unwrap_or(Secret(None));
-        // As old as the segment after it, so that retention drops it along with that one, and no earlier.
-        let next = segments.iter().find(|segment| segment.header.base >= range.end);
-        let created = next.map_or_else(now, |next| next.header.created);
-        let header = Header { log, base: range.start, capacity: BLOCK, created, secret }; // see `write`
-        let frames = (0..count).map(|record| (lost(record, 0), &[][..]));
-        write(disk, dir, &header, frames, None).map_err(Error::io("fill the gap with", &path))?;
+    for Filling { header, frames, scan, .. } in fillings.into_iter().flatten() {
+        let path = dir.join(file::name(header.base));
+        store(disk, dir, &header, &frames[..frame::in_bytes(scan.words)], &scan)
+            .map_err(Error::io("write from memory", &path))?;
+    }
+    for lost in lost {
+        mark_lost(disk, dir, &segments, log, lost)?;
     }
     Ok(repaired)
+}
+
+/// Fills a gap between these segments of a log with marks of lost records.
+fn mark_lost(
+    disk: &dyn Disk,
+    dir: &Path,
+    segments: &[SurveyedSegment],
+    log: LogId,
+    gap: Range<u64>,
+) -> Result<(), Error> {
+    let path = dir.join(file::name(gap.start));
+    let count = u32::try_from(gap.end - gap.start).unwrap_or(u32::MAX);
+    let secret = segments.iter().map(|segment| segment.header.secret).find(|secret| secret.0.is_some());
+    let secret = secret.unwrap_or(Secret(None));
+    // As old as the segment after it, so that retention drops it along with that one, and no earlier.
+    let next = segments.iter().find(|segment| segment.header.base >= gap.end);
+    let created = next.map_or_else(now, |next| next.header.created);
+    let header = Header { log, base: gap.start, capacity: BLOCK, created, secret }; // see `write`
+    let frames = (0..count).map(|record| (lost(record, 0), &[][..]));
+    write(disk, dir, &header, frames, None).map_err(Error::io("fill the gap with", &path))
 }
 
 /// An error if the damage is beyond repair.
@@ -297,7 +315,9 @@ fn rewrite(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment, mended: &Mend
         }
         State::Sealed(footer) => {
             let frames = &bytes[..frame::in_bytes(footer.words)];
-            crate::segment::scan::scan(frames, segment.header.key()).positions.into_iter().map(Some).collect()
+            // All of them, also if the last batch was cut.
+            let scan = scan::scan_with(frames, segment.header.key(), footer.records);
+            scan.positions.into_iter().map(Some).collect()
         }
     };
     let mut time = 0;
@@ -343,15 +363,25 @@ fn write<'a>(
     let capacity = capacity_for(bytes.len() as u64, scan.positions.len() as u64).ok_or_else(|| {
         io::Error::other("what is left of it, with marks for lost records, is larger than a segment may be")
     })?;
-    // No backing is of a segment with this header: one that has what is lost here is not taken for one that the disk has.
-    let capacity =
-        if capacity == header.capacity { (capacity + BLOCK).min(*CAPACITIES.end()) } else { capacity };
+    let capacity = other_capacity(header.capacity, capacity);
     store(disk, dir, &Header { capacity, ..*header }, &bytes, &scan)
+}
+
+/// A capacity of at least `least` for a segment that had this one, and may be rewritten again: larger each time, so that no
+/// backing is of a segment with this header. One that has what is lost here is not taken for one that the disk has.
+fn other_capacity(capacity: u64, least: u64) -> u64 {
+    let most = *CAPACITIES.end();
+    match capacity + BLOCK {
+        larger if larger <= most => larger.max(least),
+        _ => least.max(most - BLOCK),
+    }
 }
 
 /// Writes a sealed segment with these frames, and gives it its name, replacing any other file. Durable on return.
 fn store(disk: &dyn Disk, dir: &Path, header: &Header, frames: &[u8], scan: &Scan) -> io::Result<()> {
-    let file = SegmentFile::prepare(disk, dir, u64::MAX, header.capacity)?;
+    // No more room than it takes, whatever its capacity says.
+    let capacity = capacity_for(frames.len() as u64, u64::from(scan.records())).unwrap_or(header.capacity);
+    let file = SegmentFile::prepare(disk, dir, u64::MAX, capacity)?;
     let mut blocks = Aligned::new(frames.len())?;
     blocks[..frames.len()].copy_from_slice(frames);
     file.file().write_at(&[IoSlice::new(&blocks)], FRAMES)?;

@@ -112,29 +112,67 @@ fn follows(backing: &LeftBacking, precedes: Predecessor) -> bool {
     precedes != Predecessor::Unknown && backing.predecessor == precedes
 }
 
-/// What fills a gap between segments: all the frames of a backing.
+/// What fills a gap between segments, or a part of it: all the frames of a backing.
 pub(in crate::log) struct Filling {
     pub(in crate::log) header: Header,
     pub(in crate::log) frames: Aligned,
     pub(in crate::log) scan: Scan,
+    /// Whether its segment was sealed, so that the log had all of its records for good.
+    sealed: bool,
 }
 
-/// Looks in the log's backings for a segment that has the records of a gap: its file is gone, or was cut. Changes nothing.
+impl Filling {
+    /// The offset after its last record.
+    pub(in crate::log) fn end(&self) -> u64 {
+        self.header.base + u64::from(self.scan.records())
+    }
+}
+
+/// Looks in the log's backings for segments that have the records of a gap, or the first of them: their files are gone, or
+/// were cut. Changes nothing. Another process may have gone on in another way after the last of them, unless that reaches
+/// the end of the gap, or was sealed.
 pub(in crate::log) fn fill(
     disk: &dyn Disk,
     dir: &Path,
     backings: &BackingDir,
     survey: &Survey,
     gap: &Range<u64>,
+) -> Result<Vec<Filling>, Error> {
+    let left = sorted(left_backings(disk, dir, backings, survey)?);
+    let mut fillings: Vec<Filling> = Vec::new();
+    loop {
+        let from = fillings.last().map_or(gap.start, Filling::end);
+        let next = if from < gap.end {
+            next_filling(disk, backings, &left, survey, fillings.last(), from..gap.end)?
+        } else {
+            None
+        };
+        let Some(next) = next else { break };
+        fillings.push(next);
+    }
+    while fillings.last().is_some_and(|last| !last.sealed && last.end() < gap.end) {
+        fillings.pop();
+    }
+    Ok(fillings)
+}
+
+/// What fills the first part of a gap, or all of it. `before` is what fills the part before that.
+fn next_filling(
+    disk: &dyn Disk,
+    backings: &BackingDir,
+    left: &[LeftBacking],
+    survey: &Survey,
+    before: Option<&Filling>,
+    gap: Range<u64>,
 ) -> Result<Option<Filling>, Error> {
-    let cut = survey.segments.iter().rfind(|segment| segment.end() == gap.start);
-    for backing in sorted(left_backings(disk, dir, backings, survey)?) {
+    let cut = survey.segments.iter().rfind(|segment| segment.end() == gap.start && before.is_none());
+    for backing in left {
         let Header { base, .. } = backing.header;
         if base > gap.start {
             break;
         }
         let beside = cut.filter(|segment| segment.header.base == base);
-        if beside.is_none() && base < gap.start || beside.is_some_and(|segment| !is_of(&backing, segment)) {
+        if beside.is_none() && base < gap.start || beside.is_some_and(|segment| !is_of(backing, segment)) {
             continue;
         }
         let frames = match backings.frames(&backing.name) {
@@ -145,15 +183,49 @@ pub(in crate::log) fn fill(
             Err(_) => continue,
         };
         let scan = scan::scan(&frames, backing.header.key());
-        let continues = match beside.filter(|segment| segment.records() > 0) {
-            Some(segment) => begins_with(disk, segment, &frames).map_err(Error::io("read", &segment.path))?,
-            None => follows(&backing, precedes(disk, &survey.segments, base)?),
+        let continues = match (beside.filter(|segment| segment.records() > 0), before) {
+            (Some(segment), _) => {
+                begins_with(disk, segment, &frames).map_err(Error::io("read", &segment.path))?
+            }
+            (None, Some(before)) => {
+                let crc = before.scan.last_crc;
+                follows(backing, crc.map_or(Predecessor::Unknown, Predecessor::Frame))
+            }
+            (None, None) => follows(backing, precedes(disk, &survey.segments, base)?),
         };
-        if continues && base + u64::from(scan.records()) == gap.end {
-            return Ok(Some(Filling { header: backing.header, frames, scan }));
+        let filling = Filling { header: backing.header, frames, scan, sealed: backing.sealed };
+        if continues && gap.start < filling.end() && filling.end() <= gap.end {
+            return Ok(Some(filling));
         }
     }
     Ok(None)
+}
+
+/// An error if these records are marked as lost and a backing continues after them: it is recognised only by the last of
+/// them, where no file has a record after that.
+pub(in crate::log) fn ensure_unbound(
+    disk: &dyn Disk,
+    dir: &Path,
+    backings: &BackingDir,
+    survey: &Survey,
+    lost: &[Range<u64>],
+) -> Result<(), Error> {
+    let Some(end) = lost.last().map(|lost| lost.end) else { return Ok(()) };
+    if survey.segments.iter().any(|segment| segment.header.base >= end && segment.records() > 0) {
+        return Ok(());
+    }
+    let is_bound = |backing: &&LeftBacking| {
+        let has_records = || {
+            let frames = backings.frames(&backing.name);
+            frames.map_or(true, |frames| !all_frames(&frames, backing.header.key()).is_empty())
+        };
+        backing.header.base == end && matches!(backing.predecessor, Predecessor::Frame(_)) && has_records()
+    };
+    let left = sorted(left_backings(disk, dir, backings, survey)?);
+    left.iter().find(is_bound).map_or(Ok(()), |backing| {
+        let backing = backings.path(&backing.name);
+        Err(Error::BackingContinues { backing, path: dir.join(file::name(end)) })
+    })
 }
 
 /// Whether all frames that are left of a segment are in a backing as well, at the same places.

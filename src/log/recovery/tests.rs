@@ -1,5 +1,6 @@
 //! What recovery does with what crashes, rot and other processes leave. Each test is named after what went wrong.
 
+mod again;
 mod backings;
 #[cfg(feature = "store")]
 mod full;

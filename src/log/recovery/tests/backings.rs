@@ -399,7 +399,7 @@ fn a_flipped_bit_in_a_backing_shows_nothing_false_and_harms_nothing_on_disk() {
 }
 
 /// The next segment's file was begun, and is empty; its records are in the backing only.
-fn begin_empty(sim: &Sim, log: LogId, secret: Secret, base: u64) {
+pub(super) fn begin_empty(sim: &Sim, log: LogId, secret: Secret, base: u64) {
     let header = Header { log, base, capacity: 8192, created: CREATED, secret };
     let file = SegmentFile::prepare(sim, Path::new(DIR), 0, 8192).unwrap();
     file.begin(sim, Path::new(DIR), &header).unwrap();
