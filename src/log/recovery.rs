@@ -28,7 +28,7 @@ pub(super) use full::Full;
 pub(super) use full::has_room;
 pub(super) use judge::{Copies, HeaderSource, State};
 pub(super) use left::is_gone;
-pub(super) use mend::{Filling, Mended, ensure_unbound, fill, mend};
+pub(super) use mend::{Filling, Mended, fill, mend};
 pub(super) use open::{Content, Opened, open, rewrite_header, seal};
 pub(super) use survey::{Survey, SurveyedSegment, deep_survey};
 

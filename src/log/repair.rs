@@ -83,29 +83,22 @@ pub(crate) fn repair_on(
         Some(at) if !survey.damage.is_empty() => backings_at(disk, dir, at, &survey)?,
         _ => None,
     };
-    let mended = match &backings {
+    let mut mended = match &backings {
         Some(backings) => recovery::mend(disk, dir, backings, &mut survey)?,
         None => Vec::new(),
     };
     // What was mended may have closed a gap.
     let missing = survey.gaps();
-    let fillings = missing.iter().map(|gap| match &backings {
-        Some(backings) => recovery::fill(disk, dir, backings, &survey, gap),
-        None => Ok(Vec::new()),
-    });
-    let fillings = fillings.collect::<Result<Vec<_>, Error>>()?;
-    let lost = missing.iter().zip(&fillings);
-    let lost = lost.map(|(gap, fillings)| fillings.last().map_or(gap.start, Filling::end)..gap.end);
-    let lost: Vec<Range<u64>> = lost.filter(|lost| !lost.is_empty()).collect();
-    if let Some(backings) = &backings {
-        recovery::ensure_unbound(disk, dir, backings, &survey, &lost)?;
-    }
+    let (fillings, lost) = match &backings {
+        Some(backings) => recovery::fill(disk, dir, backings, &mut survey, &mut mended)?,
+        None => (Vec::new(), missing.clone()),
+    };
     let Survey { segments, damage, .. } = survey;
     let mut repaired = Repaired { damage, kept: Vec::new() };
     for (n, segment) in segments.iter().enumerate() {
         // What fills a gap takes its name: it has not even one whole record, or the filling has all of its records.
         let base = segment.header.base;
-        let is_filled = fillings.iter().flatten().any(|filling| filling.header.base == base);
+        let is_filled = fillings.iter().any(|filling| filling.header.base == base);
         if is_filled || missing.iter().any(|gap| gap.start == base) {
             repaired.kept.push(keep_aside(disk, dir, segment)?);
             continue;
@@ -117,7 +110,7 @@ pub(crate) fn repair_on(
         let mended = mended.get(n).unwrap_or(&Mended::No);
         repaired.kept.extend(repair_segment(disk, dir, segment, mended)?);
     }
-    for Filling { header, frames, scan, .. } in fillings.into_iter().flatten() {
+    for Filling { header, frames, scan, .. } in fillings {
         let path = dir.join(file::name(header.base));
         store(disk, dir, &header, &frames[..frame::in_bytes(scan.words)], &scan)
             .map_err(Error::io("write from memory", &path))?;

@@ -89,6 +89,31 @@ pub(in crate::log) fn mend(
     Ok(all)
 }
 
+/// Likewise, where a segment has no header of its own and nothing else shows what a backing of it must follow: what fills
+/// the gap before it.
+fn mend_after(
+    disk: &dyn Disk,
+    dir: &Path,
+    backings: &BackingDir,
+    survey: &mut Survey,
+    fillings: &[Filling],
+    all: &mut [Mended],
+) -> Result<(), Error> {
+    let left = sorted(left_backings(disk, dir, backings, survey)?);
+    let bases: Vec<u64> = survey.segments.iter().map(|segment| segment.header.base).collect();
+    for ((n, segment), mended) in survey.segments.iter_mut().enumerate().zip(all) {
+        let is_open = matches!(segment.state, State::Damaged(_)) && !segment.source.is_own();
+        let before = fillings.iter().find(|before| is_open && before.end() == segment.header.base);
+        if let Some(before) = before
+            && matches!(mended, Mended::No)
+        {
+            let next = bases.get(n + 1).map(|next| next - segment.header.base);
+            *mended = mend_one(disk, backings, &left, segment, before.predecessor_after(), next)?;
+        }
+    }
+    Ok(())
+}
+
 /// Among backings with one base, the one that was begun last has the records: it comes first.
 fn sorted(mut left: Vec<LeftBacking>) -> Vec<LeftBacking> {
     left.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
@@ -126,28 +151,55 @@ impl Filling {
     pub(in crate::log) fn end(&self) -> u64 {
         self.header.base + u64::from(self.scan.records())
     }
+
+    /// What precedes the record at its end.
+    fn predecessor_after(&self) -> Predecessor {
+        self.scan.last_crc.map_or(Predecessor::Unknown, Predecessor::Frame)
+    }
+}
+
+/// Looks in the log's backings for what fills its gaps, and then for what is missing after those. Changes nothing on the
+/// disk. Also returns the ranges that are lost.
+///
+/// # Errors
+/// As [`mend`].
+pub(in crate::log) fn fill(
+    disk: &dyn Disk,
+    dir: &Path,
+    backings: &BackingDir,
+    survey: &mut Survey,
+    mended: &mut [Mended],
+) -> Result<(Vec<Filling>, Vec<Range<u64>>), Error> {
+    let (mut fillings, mut lost) = (Vec::new(), Vec::new());
+    for gap in survey.gaps() {
+        fillings.extend(fill_gap(disk, dir, backings, survey, &gap, fillings.last())?);
+        let filled = fillings.last().map_or(0, Filling::end).max(gap.start);
+        lost.extend(Some(filled..gap.end).filter(|lost| !lost.is_empty()));
+    }
+    ensure_unbound(disk, dir, backings, survey, &lost)?;
+    mend_after(disk, dir, backings, survey, &fillings, mended)?;
+    Ok((fillings, lost))
 }
 
 /// Looks in the log's backings for segments that have the records of a gap, or the first of them: their files are gone, or
 /// were cut. Changes nothing. Another process may have gone on in another way after the last of them, unless that reaches
-/// the end of the gap, or was sealed.
-pub(in crate::log) fn fill(
+/// the end of the gap, or was sealed. `before` is what fills the gap before this one, if that reaches up to it.
+fn fill_gap(
     disk: &dyn Disk,
     dir: &Path,
     backings: &BackingDir,
     survey: &Survey,
     gap: &Range<u64>,
+    before: Option<&Filling>,
 ) -> Result<Vec<Filling>, Error> {
     let left = sorted(left_backings(disk, dir, backings, survey)?);
     let mut fillings: Vec<Filling> = Vec::new();
-    loop {
-        let from = fillings.last().map_or(gap.start, Filling::end);
-        let next = if from < gap.end {
-            next_filling(disk, backings, &left, survey, fillings.last(), from..gap.end)?
-        } else {
-            None
-        };
+    let mut from = gap.start;
+    while from < gap.end {
+        let before = fillings.last().or(before.filter(|before| before.end() == from));
+        let next = next_filling(disk, backings, &left, survey, before, from..gap.end)?;
         let Some(next) = next else { break };
+        from = next.end();
         fillings.push(next);
     }
     while fillings.last().is_some_and(|last| !last.sealed && last.end() < gap.end) {
@@ -187,10 +239,7 @@ fn next_filling(
             (Some(segment), _) => {
                 begins_with(disk, segment, &frames).map_err(Error::io("read", &segment.path))?
             }
-            (None, Some(before)) => {
-                let crc = before.scan.last_crc;
-                follows(backing, crc.map_or(Predecessor::Unknown, Predecessor::Frame))
-            }
+            (None, Some(before)) => follows(backing, before.predecessor_after()),
             (None, None) => follows(backing, precedes(disk, &survey.segments, base)?),
         };
         let filling = Filling { header: backing.header, frames, scan, sealed: backing.sealed };
@@ -203,7 +252,7 @@ fn next_filling(
 
 /// An error if these records are marked as lost and a backing continues after them: it is recognised only by the last of
 /// them, where no file has a record after that.
-pub(in crate::log) fn ensure_unbound(
+fn ensure_unbound(
     disk: &dyn Disk,
     dir: &Path,
     backings: &BackingDir,
