@@ -113,6 +113,28 @@ pub(in crate::log) struct Wreck {
     pub(super) rest: Rest,
     /// How many of the survivors are marks of lost records.
     pub(super) lost: u32,
+    /// The last survivor, and the CRC of its frame.
+    last: Option<(u32, u32)>,
+}
+
+impl Wreck {
+    /// The CRC of the last record's frame; `None` if that record is missing.
+    pub(super) fn last_crc(&self) -> Option<u32> {
+        let (last, crc) = self.last?;
+        (last + 1 == self.survivors.len()).then_some(crc)
+    }
+
+    /// If its last records are missing, and it may have none after those that are there: the number of these, and the CRC of
+    /// the last one.
+    pub(super) fn end_in_file(&self) -> Option<(u32, u32)> {
+        let (last, crc) = self.last?;
+        (self.rest == Rest::None && last + 1 < self.survivors.len()).then_some((last + 1, crc))
+    }
+
+    /// The records after the first ones are not this segment's.
+    pub(super) fn ends_at(&mut self, records: u32) {
+        self.survivors.extend_to(records);
+    }
 }
 
 /// What is known about records after the last known one of a damaged segment.
@@ -281,7 +303,12 @@ pub(super) fn wreck(frames: &[u8], scan: &Scan, later: &search::Later, durable: 
     }
     survivors.extend_to(end);
     let whole = ChunkPosition { records: scan.records(), words: scan.words };
-    Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None, lost }
+    let last = survivors.iter().zip(0..).filter_map(|(word, record)| Some((record, word?))).last();
+    let last = last.and_then(|(record, word)| {
+        let frame = frames.get(frame::in_bytes(word)..)?;
+        Some((record, u32::from_le_bytes(*frame.first_chunk()?)))
+    });
+    Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None, lost, last }
 }
 
 /// The end of a log that was durable up to `durable`: after the last whole batch that follows without a gap, as on an

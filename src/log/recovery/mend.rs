@@ -86,7 +86,27 @@ pub(in crate::log) fn mend(
         }
         all.push(mended);
     }
+    end_before_gone(&left, survey);
     Ok(all)
+}
+
+/// Ends segments before the records that a backing of another segment begins with. The file of that segment is gone, and the
+/// one before it could have held these records, so the base of the next file made them seem to be missing from it.
+fn end_before_gone(left: &[LeftBacking], survey: &mut Survey) {
+    let but_last = survey.segments.len().saturating_sub(1);
+    for segment in survey.segments.iter_mut().take(but_last).filter(|segment| segment.footer.is_none()) {
+        if let State::Damaged(wreck) = &mut segment.state
+            && let Some((records, crc)) = wreck.end_in_file()
+        {
+            let end = segment.header.base + u64::from(records);
+            let begins = |backing: &LeftBacking| {
+                backing.header.base == end && backing.predecessor == Predecessor::Frame(crc)
+            };
+            if left.iter().any(begins) {
+                wreck.ends_at(records);
+            }
+        }
+    }
 }
 
 /// Likewise, where a segment has no header of its own and nothing else shows what a backing of it must follow: what fills

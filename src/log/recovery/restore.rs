@@ -497,7 +497,7 @@ pub(super) fn last_crc(disk: &dyn Disk, segment: &SurveyedSegment) -> io::Result
                 crc => crc,
             }
         }
-        State::Damaged(_) => Ok(None),
+        State::Damaged(wreck) => Ok(wreck.last_crc()),
     }
 }
 

@@ -270,3 +270,17 @@ fn segments_on_a_real_disk_are_cut_anywhere_and_repaired() {
     }
     assert!(failed.is_empty(), "{failed:#?}");
 }
+
+/// A segment's footer has rotted, and the next segment is gone. The missing records were taken for those of the former,
+/// because its file is long enough for them, and the backing of the latter was not asked.
+#[test]
+fn neighbours_of_which_one_has_no_footer_and_the_next_is_gone_are_both_mended() {
+    let at = tempfile::tempdir().unwrap();
+    let (disk, next, paths) = killed(at.path(), 6, 100);
+    disk.damage(&paths[2], |bytes| {
+        let footer = bytes.len() - 4096;
+        bytes[footer..].fill(0);
+    });
+    remove(&disk, &paths[3]);
+    all_is_there(&disk, at.path(), next, 100);
+}
