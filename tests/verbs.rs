@@ -336,6 +336,7 @@ fn reading_from_anywhere(at: &[&str]) {
         let said = String::from_utf8(wrong.stderr).unwrap();
         assert!(wrong.status.code() == Some(2) && said.contains("15m"), "{said}");
     }
+    numbers_as_times(at);
     let (code, said) = bad(&[&["read", "lines", "--offset", "4"], at].concat(), "");
     assert!(
         code == Some(1) && said.contains("the offset is beyond the end of the log, which is 3"),
@@ -360,6 +361,22 @@ fn reading_from_anywhere(at: &[&str]) {
     std::fs::write(path("cut"), &output.stdout[..1000]).unwrap();
     let (code, said) = bad(&[&["append", "copy", &path("cut"), "--format", "frames"], at].concat(), "");
     assert!(code == Some(1) && said.contains("within a frame") && said.contains("cut"), "{said}");
+}
+
+/// A number that looks like seconds was one of milliseconds in 1970.
+fn numbers_as_times(at: &[&str]) {
+    let run = |arguments: &[&str], input: &str| good(&[arguments, at].concat(), input);
+    for (number, expected) in [("100000000000", "one\ntwo\nthree\n"), ("4102444800000", "")] {
+        assert_eq!(run(&["read", "lines", "--since", number], ""), expected, "{number}");
+    }
+    for verb in ["read", "tail"] {
+        for number in ["0", "1767323045", "99999999999"] {
+            let wrong = millstream(&[&[verb, "lines", "--since", number], at].concat(), "");
+            let said = String::from_utf8(wrong.stderr).unwrap();
+            let says_what = said.contains("milliseconds") && said.contains(&format!("{number}000"));
+            assert!(wrong.status.code() == Some(2) && says_what, "{number}: {said}");
+        }
+    }
 }
 
 /// `tail` could begin only so many records before the end, or at a cursor.
