@@ -20,16 +20,23 @@ mod target;
 mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use millstream::{client, store};
+use millstream::{Code, client, store};
 use std::process::ExitCode;
 
 /// A commit log: append records, read them by offset.
 #[derive(Debug, Parser)]
-#[command(version, about, arg_required_else_help = true)]
+#[command(version, about, arg_required_else_help = true, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// `docs/commands.md` says the same.
+const EXIT_CODES: &str = "Exit codes:
+  0            it was done
+  1            it has failed; of `verify`: there is damage
+  2            arguments or settings that no log and no server would take; of `verify`: it could not look
+  130, 143     SIGINT or SIGTERM has ended it, except `serve`, for which the first one is 0";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -88,17 +95,26 @@ struct Usage(String);
 /// Whether the arguments, or the settings, were wrong, whatever the state of logs and server.
 fn is_usage(error: &(dyn std::error::Error + 'static)) -> bool {
     use millstream::Error as LogError;
-    if let Some(error) = error.downcast_ref::<client::Error>() {
-        return matches!(error, client::Error::BadUrl { .. } | client::Error::BadName { .. });
+    match error.downcast_ref::<client::Error>() {
+        Some(client::Error::BadUrl { .. } | client::Error::BadName { .. }) => return true,
+        Some(client::Error::Refused { code, .. }) => {
+            return Code::parse(code).is_some_and(|code| USAGE.contains(&code));
+        }
+        Some(_) => return false,
+        None => {}
     }
     let of_log = match error.downcast_ref::<store::Error>() {
-        Some(store::Error::BadName { .. }) => return true,
+        Some(store::Error::BadName { .. } | store::Error::BadSettings { .. }) => return true,
         Some(store::Error::Log(error)) => Some(error),
         _ => error.downcast_ref::<LogError>(),
     };
     error.is::<Usage>()
         || matches!(of_log, Some(LogError::BadOptions { .. } | LogError::BadCursor | LogError::BadProducer))
 }
+
+/// What a server refuses because of an argument, whatever its logs are.
+const USAGE: [Code; 4] =
+    [Code::InvalidLogName, Code::InvalidSettings, Code::InvalidProducer, Code::InvalidCursor];
 
 /// Makes a write beyond the limit of file sizes (`ulimit -f`) fail like a write to a full disk, instead of ending the
 /// process. The handler remains after the runtime that installs it is gone.

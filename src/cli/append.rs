@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use indicatif::ProgressBar;
 use input::{Input, Next, Records};
 use millstream::{
-    RECORD_EXTRA_BYTES,
+    PRODUCER_ID_BYTES, RECORD_EXTRA_BYTES,
     client::{self, Client, ProducerOptions},
     import::{Progress, Split},
     store::{LogSettings, OpenLog},
@@ -61,7 +61,7 @@ pub(super) struct Append {
     /// A name for this import, to be given again, with the same --format, when it is run again. A last line without a line
     /// end is left for the next run. The log forgets the name after 7 days without a batch, or after 10,000 other names; a
     /// later run then stores everything again
-    #[arg(long, alias = "producer", value_name = "NAME")]
+    #[arg(long, alias = "producer", value_name = "NAME", value_parser = import_name)]
     import: Option<String>,
     /// With --import: also append a last line that has no end; the file is complete
     #[arg(long, requires = "import")]
@@ -93,6 +93,19 @@ enum Format {
     Whole,
     /// Each frame, as `read --frames` prints them
     Frames,
+}
+
+/// A name for an import, which is the id of a producer.
+fn import_name(text: &str) -> Result<String, String> {
+    let fits = (1..=PRODUCER_ID_BYTES).contains(&text.len())
+        && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+        && text.trim() == text;
+    let expected = || {
+        format!(
+            "it must be 1 to {PRODUCER_ID_BYTES} printable characters of ASCII, with no space at either end"
+        )
+    };
+    fits.then(|| text.to_owned()).ok_or_else(expected)
 }
 
 /// What was done.
