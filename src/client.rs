@@ -21,6 +21,7 @@
 
 mod cursor;
 mod error;
+mod patience;
 mod producer;
 mod tail;
 
@@ -31,6 +32,7 @@ pub use crate::{
 };
 pub use cursor::Cursor;
 pub use error::Error;
+pub use patience::Patience;
 pub use producer::{Epoch, Producer, ProducerOptions, Stored, Ticket};
 pub use tail::Tail;
 

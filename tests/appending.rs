@@ -426,19 +426,45 @@ fn following_says_that_the_server_cannot_be_reached_and_when_it_answers_again() 
     child.wait().unwrap();
 }
 
-/// With a patience of 3 s it took more than 40.
+/// With a patience of 3 s it took more than 40, and then 6: for as long as one attempt lasts, and again for as long as
+/// further ones are made; and a pause that had begun went on.
 #[test]
 fn a_server_that_no_longer_answers_is_given_up_as_one_that_is_away() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let url = format!("http://{}", server.address);
+    let mut running = command(&["append", "a", "--patience", "2", "--url", &url]).spawn().unwrap();
+    let mut input = running.stdin.take().unwrap();
+    input.write_all(b"1\n").unwrap();
+    while text(&run(&["read", "a", "--url", &url], b"").stdout) != "1\n" {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     kill_process(server.pid(), Signal::STOP).unwrap();
-    let begun = Instant::now();
-    let output = Command::new(env!("CARGO_BIN_EXE_millstream"))
-        .args(["append", "a", "Cargo.toml", "--patience", "1", "--url", &url])
-        .output()
-        .unwrap();
+    let gives_up = |mut child: Child| {
+        let begun = Instant::now();
+        assert_eq!(ends(&mut child, Duration::from_secs(10)), Some(1));
+        let (took, said) = (begun.elapsed(), text(&child.wait_with_output().unwrap().stderr));
+        let within = Duration::from_millis(1500)..Duration::from_millis(3800);
+        assert!(within.contains(&took), "{took:?}: {said}");
+        said
+    };
+    // Its input goes on.
+    input.write_all(b"2\n").unwrap();
+    assert!(gives_up(running).contains("no answer within 1s"));
+    drop(input);
+    for more in [&[][..], &["--create"], &["--import", "i"]] {
+        let arguments = ["append", "a", "Cargo.toml", "--patience", "2", "--url", &url];
+        let said = gives_up(command(&[&arguments[..], more].concat()).spawn().unwrap());
+        assert!(
+            said.contains("no answer within 1s") && said.contains("trying again for 2 s in all"),
+            "{said}"
+        );
+    }
     kill_process(server.pid(), Signal::CONT).unwrap();
-    assert!(output.status.code() == Some(1) && begun.elapsed() < Duration::from_secs(10), "{output:?}");
-    assert!(text(&output.stderr).contains("no answer within 1s"), "{}", text(&output.stderr));
+    server.kill();
+    for more in [&[][..], &["--create"]] {
+        let arguments = ["append", "a", "Cargo.toml", "--patience", "2", "--url", &url];
+        let said = gives_up(command(&[&arguments[..], more].concat()).spawn().unwrap());
+        assert!(said.contains("is the server running?"), "{said}");
+    }
 }

@@ -15,7 +15,7 @@ use indicatif::ProgressBar;
 use input::{Input, Next, Records};
 use millstream::{
     PRODUCER_ID_BYTES, RECORD_EXTRA_BYTES,
-    client::{self, Client, ProducerOptions},
+    client::{self, Client, Patience, ProducerOptions},
     import::{Progress, Split},
     store::{LogSettings, OpenLog},
 };
@@ -27,7 +27,7 @@ use std::{
     pin::{Pin, pin},
     process::ExitCode,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -66,7 +66,8 @@ pub(super) struct Append {
     /// With --import: also append a last line that has no end; the file is complete
     #[arg(long, requires = "import")]
     last_line: bool,
-    /// For how many seconds to go on trying if the server cannot be reached, or does not answer
+    /// For how many seconds to try one request if the server cannot be reached, or does not answer, with the pauses between
+    /// attempts
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     patience: u64,
     /// Print what was done as JSON; "unfinished" says that a part of a record was read, and is not appended. If it has
@@ -178,9 +179,9 @@ impl Append {
         let input = Input::new(Box::new(bar.wrap_read(from)), split);
         let found = if self.create { self.at.open_or_create() } else { self.at.open() };
         let opened = match found? {
-            // One that is stopped is as good as away, however long it keeps the connection.
+            // One that is stopped is as good as away, however long it keeps the connection; and there is time to ask again.
             Target::Server(client) => {
-                let max_silence = Duration::from_secs(self.patience).min(client::MAX_SILENCE);
+                let max_silence = (Duration::from_secs(self.patience) / 2).min(client::MAX_SILENCE);
                 Target::Server(Box::new(client.with_max_silence(max_silence)))
             }
             directory @ Target::Directory(_) => directory,
@@ -341,7 +342,7 @@ impl Append {
                     (self.batch_bytes, patience, true);
                 let id = self.import.clone().unwrap_or_else(unnamed);
                 let producer = client.producer_with(&self.log, &id, options)?;
-                lasting = Box::pin(self::lasting(producer.trouble(), patience));
+                lasting = Box::pin(self::lasting(producer.gives_up(), producer.trouble(), patience));
                 let begun = tokio::select! {
                     begun = producer.begin_epoch() => begun?,
                     error = &mut lasting => return Err(error.into()),
@@ -430,68 +431,59 @@ fn is_temporary(failure: &Failure) -> bool {
     failure.downcast_ref::<client::Error>().is_some_and(client::Error::is_temporary)
 }
 
-/// The pauses between attempts: each is twice as long as the one before.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
-
-/// Tries until it succeeds, or has failed for `patience`.
+/// Tries until it succeeds, or `patience` is over.
 async fn patiently<T>(
     patience: Duration,
     attempt: impl AsyncFn() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let (mut since, mut pause) = (None, PAUSES.0);
+    let (mut trying, mut last) = (Patience::new(patience), None);
     loop {
-        match attempt().await {
-            Err(error) if is_temporary(&error) => {
-                if since.is_none() {
+        match trying.attempt(attempt()).await {
+            Some(Err(error)) if is_temporary(&error) => {
+                if last.is_none() {
                     say_trouble(&error, patience);
                 }
-                if since.get_or_insert_with(Instant::now).elapsed() >= patience {
-                    return Err(error);
-                }
+                last = Some(error);
             }
-            done => {
-                if since.is_some() {
+            Some(done) => {
+                if last.is_some() {
                     say_it_is_over();
                 }
                 return done;
             }
+            None => {} // the patience is over
         }
-        tokio::time::sleep(pause).await;
-        pause = (2 * pause).min(PAUSES.1);
+        if !trying.pause().await
+            && let Some(error) = last
+        {
+            return Err(error);
+        }
     }
 }
 
 fn say_trouble(error: &dyn std::fmt::Display, patience: Duration) {
-    stderr::say(format_args!("{error}; trying again for {} s", patience.as_secs()));
+    stderr::say(format_args!("{error}; trying again for {} s in all", patience.as_secs()));
 }
 
 fn say_it_is_over() {
     stderr::say(format_args!("the server answers again"));
 }
 
-/// Says what keeps the producer from storing. Completes with that when it has lasted for `patience`, or has stopped the
-/// producer for good.
-async fn lasting(mut trouble: watch::Receiver<Option<client::Error>>, patience: Duration) -> client::Error {
-    let mut since = None;
+/// Says what keeps the producer from storing. Completes with that when the producer gives up.
+async fn lasting(
+    gives_up: impl Future<Output = client::Error>,
+    mut trouble: watch::Receiver<Option<client::Error>>,
+    patience: Duration,
+) -> client::Error {
+    let mut gives_up = pin!(gives_up);
     loop {
-        let last = since.map_or(patience, |since: Instant| patience.saturating_sub(since.elapsed()));
-        match tokio::time::timeout(last, trouble.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return std::future::pending().await, // the producer has ended
-            Err(_) => match trouble.borrow().clone().filter(|_| since.is_some()) {
-                Some(error) => return error,
-                None => continue,
+        tokio::select! {
+            biased;
+            error = &mut gives_up => return error,
+            Ok(()) = trouble.changed() => match trouble.borrow_and_update().as_ref() {
+                Some(error) => say_trouble(error, patience),
+                None => say_it_is_over(),
             },
-        }
-        if let Some(error) = trouble.borrow_and_update().as_ref() {
-            if !error.is_temporary() {
-                return error.clone();
-            }
-            say_trouble(error, patience);
-            since.get_or_insert_with(Instant::now);
-        } else {
-            say_it_is_over();
-            since = None;
         }
     }
 }

@@ -293,7 +293,8 @@ pub struct ProducerOptions {
     pub batch_bytes: usize,
     /// A batch is sent when its first record has waited this long. Default: 100 ms.
     pub linger: Duration,
-    /// How long a batch is sent again while the server cannot be reached, or says to try again. Default: 60 s.
+    /// How long a batch is sent again while the server cannot be reached, or says to try again: from its first attempt on,
+    /// with the pauses; at least once more if that lasts longer, as [`Client::with_max_silence`] lets it. Default: 60 s.
     pub patience: Duration,
     /// Whether to stop with [`Error::AnotherLog`] if the log was deleted, and another one created under its name.
     /// Otherwise the producer goes on there. Default: false.
@@ -563,6 +564,22 @@ impl Producer {
     /// What is known to be stored.
     pub fn stored(&self) -> Stored {
         self.shared.state().stored
+    }
+
+    /// Completes when the producer has given up, as [`flush`](Self::flush) would tell: for a while, or for good. For those who
+    /// have nothing to push or to flush meanwhile.
+    pub fn gives_up(&self) -> impl Future<Output = Error> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        let before = shared.state().gave_up;
+        async move {
+            loop {
+                let progress = shared.progress.notified();
+                if let Err(error) = shared.state().check_goes_on(before) {
+                    return error;
+                }
+                progress.await;
+            }
+        }
     }
 
     /// What keeps the producer from storing at the moment, while it tries again: at the first failed attempt, and `None`

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        Error, PAUSES,
+        Error, Patience,
         error::{Refusal, TooLarge},
         path_of, tell, understood,
     },
@@ -39,11 +39,11 @@ async fn begin_epoch(shared: &Shared) -> Result<BegunEpoch, Error> {
     };
     // Whether an attempt may have begun an epoch without saying so: many errors come after it has begun.
     let mut may_have_begun = false;
-    let mut patience = Patience::new(shared);
+    let mut trying = Trying::new(shared);
     loop {
         let query = after.map_or_else(String::new, |after| format!("?after={after}"));
         let request = shared.client.request(Method::POST, &format!("{path}{query}"), &[], Bytes::new())?;
-        let refusal = match patience.attempt(request).await {
+        let refusal = match trying.attempt(request).await {
             Ok(begun) => return Ok(begun),
             Err(refusal) => refusal,
         };
@@ -53,7 +53,7 @@ async fn begin_epoch(shared: &Shared) -> Result<BegunEpoch, Error> {
             Some((known, _)) => return Err(Error::TakenOver { epoch: epoch_of(known) }),
             None => {
                 may_have_begun = true;
-                patience.wait(refusal.error).await?;
+                trying.wait(refusal.error).await?;
             }
         }
     }
@@ -64,17 +64,17 @@ fn epoch_of(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// How long something is tried, and what callers are told meanwhile.
-struct Patience<'a> {
+/// What is tried for as long as the producer's patience lasts, and what callers are told meanwhile.
+struct Trying<'a> {
     shared: &'a Shared,
-    /// When the first attempt has failed: an attempt may last longer than the whole patience.
-    begun: Option<Instant>,
-    pauses: Pauses,
+    patience: Patience,
+    /// Why the last attempt has failed.
+    last: Option<Error>,
 }
 
-impl<'a> Patience<'a> {
+impl<'a> Trying<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, begun: None, pauses: Pauses::new(PAUSES) }
+        Self { shared, patience: Patience::new(shared.patience), last: None }
     }
 
     /// Waits after a temporary error; returns others, and one that has lasted too long.
@@ -85,18 +85,21 @@ impl<'a> Patience<'a> {
             return Err(error);
         }
         tell(&self.shared.trouble, Some(error.clone()));
-        if self.begun.get_or_insert_with(Instant::now).elapsed() >= self.shared.patience {
-            return Err(error);
-        }
-        tokio::time::sleep(self.pauses.next()).await;
-        Ok(())
+        self.last = Some(error.clone());
+        if self.patience.pause().await { Ok(()) } else { Err(error) }
     }
 
-    /// Sends a request once. If it succeeds, there is no trouble any more.
-    async fn attempt<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<T, Refusal> {
-        let answer = self.shared.client.whole(request, &self.shared.log).await?;
+    /// Sends a request once. If it succeeds, there is no trouble any more. If it is broken off because the patience is over,
+    /// what has failed before it is the reason.
+    async fn attempt<T: DeserializeOwned>(&mut self, request: Request<Full<Bytes>>) -> Result<T, Refusal> {
+        let Shared { client, log, trouble, .. } = self.shared;
+        let Some(answer) = self.patience.attempt(client.whole(request, log)).await else {
+            let unreachable = || Error::Unreachable { url: client.url.clone(), reason: "no answer".into() };
+            return Err(self.last.clone().unwrap_or_else(unreachable).into());
+        };
+        let answer = answer?;
         let understood = understood(&answer)?;
-        tell(&self.shared.trouble, None);
+        tell(trouble, None);
         Ok(understood)
     }
 }
@@ -128,7 +131,7 @@ async fn send(
         ("producer-seq", &*sequence_text),
     ];
     headers.extend(mark.as_deref().map(|mark| ("producer-mark", mark)));
-    let (mut patience, ahead) = (Patience::new(&shared), Pauses::new(AHEAD));
+    let (mut trying, ahead) = (Trying::new(&shared), Pauses::new(AHEAD));
     loop {
         let progress = shared.progress.notified();
         // Before the request: what the server says it expects is as old as its answer.
@@ -136,7 +139,7 @@ async fn send(
         let request = shared.client.request(Method::POST, &path, &headers, body.clone())?;
         // Relaxed: the task looks at it when this has ended, or was aborted.
         let may_have_been = may_be_stored.swap(true, Ordering::Relaxed);
-        let refusal = match patience.attempt(request).await {
+        let refusal = match trying.attempt(request).await {
             Ok(appended) => return Ok(appended),
             Err(refusal) => refusal,
         };
@@ -155,7 +158,7 @@ async fn send(
                 return Err(Error::TakenOver { epoch: epoch_of(known) }.into());
             }
             Some(_) => return Err(Refusal { error: Error::Forgotten, ..refusal }),
-            None => patience.wait(refusal.error).await?,
+            None => trying.wait(refusal.error).await?,
         }
     }
 }

@@ -1,0 +1,157 @@
+//! For how long something is tried again, and the pauses between the attempts.
+
+use super::PAUSES;
+use crate::pauses::Pauses;
+use std::time::{Duration, Instant};
+
+/// The time that an attempt has at least: one that is broken off may have succeeded, and what a server has refused each time is
+/// to be known to have failed.
+const ROOM: Duration = Duration::from_millis(250);
+
+/// For how long something is tried again: from the beginning of the first attempt that has failed on, with the pauses
+/// between attempts, which double. If that attempt alone has lasted as long, there is one more. No attempt begins in the last
+/// quarter of a second, which an answer may take; of less than a second, in the last quarter.
+///
+/// # Example
+/// ```
+/// # async fn run() -> Result<(), millstream::client::Error> {
+/// use millstream::client::{Client, Patience};
+/// use std::time::Duration;
+/// let client = Client::new("http://127.0.0.1:4437")?.with_max_silence(Duration::from_secs(2));
+/// let (mut patience, mut last) = (Patience::new(Duration::from_secs(10)), None);
+/// let described = loop {
+///     match patience.attempt(client.describe("clicks")).await {
+///         Some(Err(error)) if error.is_temporary() => last = Some(error),
+///         Some(done) => break done?,
+///         None => {}
+///     }
+///     if !patience.pause().await {
+///         return last.map_or(Ok(()), Err);
+///     }
+/// };
+/// # Ok(())
+/// # }
+/// ```
+pub struct Patience {
+    most: Duration,
+    pauses: Pauses,
+    /// When the last attempt has begun.
+    attempt: Instant,
+    /// When the first attempt that has failed had begun.
+    begun: Option<Instant>,
+    /// When the next attempt is broken off, if ever.
+    until: Option<Instant>,
+}
+
+impl std::fmt::Debug for Patience {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Patience")
+            .field("most", &self.most)
+            .field("begun", &self.begun)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Patience {
+    /// Nothing has failed yet.
+    pub fn new(most: Duration) -> Self {
+        Self { most, pauses: Pauses::new(PAUSES), attempt: Instant::now(), begun: None, until: None }
+    }
+
+    /// Makes an attempt. `None` if it was broken off, because the time was over; that does not happen to the first one.
+    pub async fn attempt<T>(&mut self, attempt: impl Future<Output = T>) -> Option<T> {
+        self.attempt = Instant::now();
+        match self.until {
+            Some(until) => {
+                let until = until.max(self.attempt + ROOM);
+                tokio::time::timeout_at(until.into(), attempt).await.ok()
+            }
+            None => Some(attempt.await),
+        }
+    }
+
+    /// Pauses after an attempt that has failed, or was broken off; returns whether there is to be another one.
+    pub async fn pause(&mut self) -> bool {
+        let is_first = self.begun.is_none();
+        let begun = *self.begun.get_or_insert(self.attempt);
+        let left = self.most.saturating_sub(begun.elapsed()).saturating_sub(ROOM.min(self.most / 4));
+        let pause = self.pauses.next();
+        if left.is_zero() {
+            if is_first {
+                tokio::time::sleep(pause).await;
+            }
+            return is_first;
+        }
+        self.until = begun.checked_add(self.most);
+        tokio::time::sleep(pause.min(left)).await;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+    }
+
+    /// Tries something that fails after a while each time: returns how often, and how long that has taken.
+    async fn tried(most: u64, each: Option<u64>) -> (u32, u64) {
+        let (mut patience, mut attempts, begun) =
+            (Patience::new(Duration::from_millis(most)), 0, Instant::now());
+        loop {
+            attempts += 1;
+            patience
+                .attempt(async {
+                    match each {
+                        Some(each) => tokio::time::sleep(Duration::from_millis(each)).await,
+                        None if attempts == 1 => {}
+                        None => std::future::pending().await,
+                    }
+                })
+                .await;
+            if !patience.pause().await {
+                return (attempts, begun.elapsed().as_millis() as u64);
+            }
+        }
+    }
+
+    /// It counted from the end of the first attempt, and a pause or an attempt that had begun went on beyond its end.
+    #[test]
+    fn attempts_and_pauses_end_with_the_patience() {
+        run(async {
+            for (most, each, attempts) in [(1500, Some(0), 6..30), (1000, Some(500), 2..4), (700, None, 2..3)]
+            {
+                let (tried, took) = tried(most, each).await;
+                assert!(attempts.contains(&tried), "{most}, {each:?}: {tried} attempts");
+                assert!((most - 251..most + 400).contains(&took), "{most}, {each:?}: {took} ms");
+            }
+        });
+    }
+
+    /// An attempt that begins when the time is almost over would be broken off before its answer.
+    #[test]
+    fn an_attempt_that_is_answered_soon_is_not_broken_off() {
+        run(async {
+            for most in [1, 20, 100, 300] {
+                let mut patience = Patience::new(Duration::from_millis(most));
+                loop {
+                    let answer = tokio::time::sleep(Duration::from_millis(5));
+                    assert!(patience.attempt(answer).await.is_some(), "{most} ms");
+                    if !patience.pause().await {
+                        break;
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_first_attempt_that_lasts_longer_than_the_patience_is_followed_by_another_one() {
+        run(async {
+            let (tried, took) = tried(100, Some(300)).await;
+            assert!(tried == 2 && (600..1200).contains(&took), "{tried} attempts in {took} ms");
+        });
+    }
+}
