@@ -413,6 +413,11 @@ fn tell(trouble: &Trouble, error: Option<Error>) {
     });
 }
 
+/// Whether a log or a cursor can have this name.
+pub fn is_name(name: &str) -> bool {
+    is_log_name(name)
+}
+
 /// The path of a log.
 fn path_of(log: &str) -> Result<String, Error> {
     if is_log_name(log) {

@@ -89,6 +89,8 @@ pub enum Error {
         next_readable: Option<u64>,
         /// What the server says.
         detail: String,
+        /// [`Code::RecordDamaged`], or [`Code::RecordUnreadable`].
+        code: Code,
     },
     /// The next offset is not the one that was expected; nothing was stored.
     #[error("the next offset is {next_offset}")]
@@ -204,8 +206,8 @@ impl Refusal {
             (Some(Code::OffsetTrimmed), Some(first_offset), _) => Error::Trimmed { first_offset },
             (Some(Code::OffsetNotFound), _, Some(next_offset)) => Error::NotThere { next_offset },
             (Some(Code::OffsetBeyondEnd), _, Some(next_offset)) => Error::BeyondEnd { next_offset },
-            (Some(Code::RecordDamaged | Code::RecordUnreadable), ..) if offset.is_some() => {
-                Error::Damaged { offset: offset.unwrap_or_default(), next_readable, detail }
+            (Some(code @ (Code::RecordDamaged | Code::RecordUnreadable)), ..) if offset.is_some() => {
+                Error::Damaged { offset: offset.unwrap_or_default(), next_readable, detail, code }
             }
             (Some(Code::UnexpectedCursor), ..) => Error::UnexpectedCursor { offset },
             (Some(Code::AnotherLog), ..) => Error::AnotherLog { detail },
@@ -217,6 +219,31 @@ impl Refusal {
 }
 
 impl Error {
+    /// The stable code with which the server has refused, or would have. `None` if no server has answered, or with a code
+    /// that this version does not know.
+    pub fn code(&self) -> Option<Code> {
+        Some(match self {
+            Self::BadName { .. } => Code::InvalidLogName,
+            Self::BadMark { .. } => Code::InvalidProducer,
+            Self::Deleted { .. } => Code::LogDeleted,
+            Self::NoSuchLog { .. } => Code::LogNotFound,
+            Self::Trimmed { .. } => Code::OffsetTrimmed,
+            Self::NotThere { .. } => Code::OffsetNotFound,
+            Self::BeyondEnd { .. } => Code::OffsetBeyondEnd,
+            Self::AnotherLog { .. } => Code::AnotherLog,
+            Self::Damaged { code, .. } => *code,
+            Self::Unexpected { .. } => Code::UnexpectedOffset,
+            Self::UnexpectedCursor { .. } => Code::UnexpectedCursor,
+            Self::TakenOver { .. } | Self::Forgotten => Code::ProducerOutOfOrder,
+            Self::Refused { code, .. } => return Code::parse(code),
+            Self::BadUrl { .. }
+            | Self::Unreachable { .. }
+            | Self::Answer { .. }
+            | Self::TaskEnded
+            | Self::Closed => return None,
+        })
+    }
+
     /// Whether the same request may succeed a little later.
     pub fn is_temporary(&self) -> bool {
         match self {

@@ -254,43 +254,67 @@ impl Problem {
     }
 }
 
-impl From<Error> for Problem {
-    fn from(error: Error) -> Self {
-        let code = match &error {
-            Error::WouldBlock => return Self::backpressure(),
-            Error::Unexpected { .. } => Code::UnexpectedOffset,
-            Error::Trimmed { .. } => Code::OffsetTrimmed,
-            Error::ProducerOutOfOrder { .. } => Code::ProducerOutOfOrder,
-            Error::NotARepeat { .. } => Code::NotARepeat,
-            Error::BadProducer | Error::EpochTooHigh => Code::InvalidProducer,
-            Error::EpochsUsedUp => Code::EpochsUsedUp,
-            Error::BeyondEnd { .. } => Code::OffsetBeyondEnd,
-            Error::BadCursor => Code::InvalidCursor,
-            Error::TooManyCursors => Code::TooManyCursors,
-            Error::UnexpectedCursor { .. } => Code::UnexpectedCursor,
-            Error::CursorsDamaged { .. } => Code::CursorsDamaged,
-            Error::EmptyBatch => Code::EmptyBatch,
-            Error::TooLarge { .. } => Code::RecordTooLarge,
-            Error::Damaged { .. } => Code::RecordDamaged,
-            Error::Unreadable { .. } => Code::RecordUnreadable,
-            Error::ReadOnly { .. } => Code::ReadOnly,
-            Error::Failed { .. } => Code::WriterFailed,
-            Error::Closed => Code::ShuttingDown,
-            Error::Full { .. } => Code::DiskFull,
-            Error::CannotGrow { .. } => Code::CannotGrow,
-            Error::Io { .. } if error.is_full() => Code::DiskFull,
-            Error::Io { .. } if error.is_transient() => Code::OutOfResources,
+impl From<&Error> for Code {
+    /// The code with which a server refuses what has failed with this error.
+    fn from(error: &Error) -> Self {
+        match error {
+            Error::WouldBlock => Self::Backpressure,
+            Error::Unexpected { .. } => Self::UnexpectedOffset,
+            Error::Trimmed { .. } => Self::OffsetTrimmed,
+            Error::ProducerOutOfOrder { .. } => Self::ProducerOutOfOrder,
+            Error::NotARepeat { .. } => Self::NotARepeat,
+            Error::BadProducer | Error::EpochTooHigh => Self::InvalidProducer,
+            Error::EpochsUsedUp => Self::EpochsUsedUp,
+            Error::BeyondEnd { .. } => Self::OffsetBeyondEnd,
+            Error::BadCursor => Self::InvalidCursor,
+            Error::TooManyCursors => Self::TooManyCursors,
+            Error::UnexpectedCursor { .. } => Self::UnexpectedCursor,
+            Error::CursorsDamaged { .. } => Self::CursorsDamaged,
+            Error::EmptyBatch => Self::EmptyBatch,
+            Error::TooLarge { .. } => Self::RecordTooLarge,
+            Error::Damaged { .. } => Self::RecordDamaged,
+            Error::Unreadable { .. } => Self::RecordUnreadable,
+            Error::ReadOnly { .. } => Self::ReadOnly,
+            Error::Failed { .. } => Self::WriterFailed,
+            Error::Closed => Self::ShuttingDown,
+            Error::Full { .. } => Self::DiskFull,
+            Error::CannotGrow { .. } => Self::CannotGrow,
+            Error::Io { .. } if error.is_full() => Self::DiskFull,
+            Error::Io { .. } if error.is_transient() => Self::OutOfResources,
             // Something is wrong with a log's directory, with how the server was started, or with the server.
             Error::InUse { .. }
             | Error::NotALog { .. }
             | Error::Newer { .. }
             | Error::Corrupt { .. }
-            | Error::BackingContinues { .. } => Code::LogUnusable,
+            | Error::BackingContinues { .. } => Self::LogUnusable,
             Error::Io { .. }
             | Error::NotAppended { .. }
             | Error::BadOptions { .. }
-            | Error::OneLog { .. } => Code::Internal,
-        };
+            | Error::OneLog { .. } => Self::Internal,
+        }
+    }
+}
+
+impl From<&store::Error> for Code {
+    /// The code with which a server refuses what has failed with this error.
+    fn from(error: &store::Error) -> Self {
+        match error {
+            store::Error::Log(error) => error.into(),
+            store::Error::NotFound { .. } => Self::LogNotFound,
+            store::Error::BadName { .. } => Self::InvalidLogName,
+            store::Error::Exists { .. } => Self::LogExists,
+            store::Error::AnotherLog { .. } => Self::AnotherLog,
+            store::Error::BadSettings { .. } => Self::InvalidSettings,
+        }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        if let Error::WouldBlock = error {
+            return Self::backpressure();
+        }
+        let code = Code::from(&error);
         let problem = match code {
             // What the system said, and not on which file: that is for the server's log.
             Code::DiskFull => Self::new(
@@ -319,15 +343,10 @@ impl From<Error> for Problem {
 
 impl From<store::Error> for Problem {
     fn from(error: store::Error) -> Self {
-        let code = match error {
-            store::Error::Log(error) => return error.into(),
-            store::Error::NotFound { .. } => Code::LogNotFound,
-            store::Error::BadName { .. } => Code::InvalidLogName,
-            store::Error::Exists { .. } => Code::LogExists,
-            store::Error::AnotherLog { .. } => Code::AnotherLog,
-            store::Error::BadSettings { .. } => Code::InvalidSettings,
-        };
-        Self::new(code, &error)
+        match error {
+            store::Error::Log(error) => error.into(),
+            error => Self::new(Code::from(&error), &error),
+        }
     }
 }
 
