@@ -5,6 +5,7 @@ mod append;
 mod bench;
 mod config;
 mod cursors;
+mod failure;
 mod logs;
 mod progress;
 mod read;
@@ -20,7 +21,7 @@ mod target;
 mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use millstream::{Code, client, store};
+use failure::{Failure, Said, Usage};
 use std::process::ExitCode;
 
 /// A commit log: append records, read them by offset.
@@ -60,61 +61,75 @@ enum Command {
 }
 
 /// The result of a command: an exit code, or a one-line error that says what went wrong and what to do.
-type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+type Outcome = Result<ExitCode, Failure>;
 
 /// Runs the command line.
 pub(crate) fn main() -> ExitCode {
-    let outcome = match Cli::try_parse() {
-        Ok(cli) => {
-            if let Err(error) = outlive_file_size_limit() {
-                stderr::say(format_args!(
-                    "millstream: a limit of file sizes would end this process: {error}"
-                ));
-            }
-            run(&cli)
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") => {
+            return fail(&usage_of(&error), true);
         }
         Err(error) if error.use_stderr() => error.exit(), // with 2
         // What was asked for: help, or the version.
-        Err(text) => stdout::write(|_| text.print()).map(|()| ExitCode::SUCCESS),
+        Err(text) => {
+            let printed = stdout::write(|_| text.print());
+            return printed.map_or_else(|error| fail(&Said::of(&*error), false), |()| ExitCode::SUCCESS);
+        }
     };
-    outcome.unwrap_or_else(|error| {
-        stderr::say(format_args!("millstream: {error}"));
+    if let Err(error) = outlive_file_size_limit() {
+        stderr::say(format_args!("millstream: a limit of file sizes would end this process: {error}"));
+    }
+    run(&cli).unwrap_or_else(|error| {
+        let code =
+            fail(&Said::of(&*error).or_without_log(cli.command.without_log()), cli.command.prints_json());
         match error.downcast_ref::<signals::Interrupted>() {
             Some(interrupted) => signals::exit_code(interrupted.signal),
-            None if is_usage(&*error) => ExitCode::from(2),
-            None => ExitCode::FAILURE,
+            None if matches!(cli.command, Command::Verify(_)) => verify::NOT_KNOWN.into(),
+            None => code,
         }
     })
 }
 
-/// Incorrect usage that is not found where flags are parsed.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Usage(String);
-
-/// Whether the arguments, or the settings, were wrong, whatever the state of logs and server.
-fn is_usage(error: &(dyn std::error::Error + 'static)) -> bool {
-    use millstream::Error as LogError;
-    match error.downcast_ref::<client::Error>() {
-        Some(client::Error::BadUrl { .. } | client::Error::BadName { .. }) => return true,
-        Some(client::Error::Refused { code, .. }) => {
-            return Code::parse(code).is_some_and(|code| USAGE.contains(&code));
-        }
-        Some(_) => return false,
-        None => {}
-    }
-    let of_log = match error.downcast_ref::<store::Error>() {
-        Some(store::Error::BadName { .. } | store::Error::BadSettings { .. }) => return true,
-        Some(store::Error::Log(error)) => Some(error),
-        _ => error.downcast_ref::<LogError>(),
-    };
-    error.is::<Usage>()
-        || matches!(of_log, Some(LogError::BadOptions { .. } | LogError::BadCursor | LogError::BadProducer))
+/// Says what has failed, in a line; returns the exit code.
+fn fail(said: &Said, json: bool) -> ExitCode {
+    stderr::say(format_args!("{}", said.line(json)));
+    said.exit_code()
 }
 
-/// What a server refuses because of an argument, whatever its logs are.
-const USAGE: [Code; 4] =
-    [Code::InvalidLogName, Code::InvalidSettings, Code::InvalidProducer, Code::InvalidCursor];
+/// What is wrong with the arguments, in one line, without how they are to be.
+fn usage_of(error: &clap::Error) -> Said {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = first.trim_start_matches("error: ").split_whitespace().collect();
+    Said::usage(words.join(" "))
+}
+
+impl Command {
+    /// Whether it was asked to print JSON.
+    fn prints_json(&self) -> bool {
+        match self {
+            Self::Append(append) => append.json,
+            Self::Read(read) => read.json,
+            Self::Tail(tail) => tail.json,
+            Self::Bench(bench) => bench.json,
+            Self::Logs(logs) => logs.json,
+            Self::Cursors(cursors) => cursors.json,
+            Self::Verify(verify) => verify.json,
+            Self::Repair(repair) => repair.json,
+            Self::Serve(_) | Self::Completions { .. } => false,
+        }
+    }
+
+    /// What to do if there is no log of the name.
+    fn without_log(&self) -> &'static str {
+        match self {
+            Self::Append(_) => append::WITHOUT_LOG,
+            Self::Logs(logs) if logs.deletes() => "there is nothing to delete",
+            _ => "`millstream logs list` lists those that there are",
+        }
+    }
+}
 
 /// Makes a write beyond the limit of file sizes (`ulimit -f`) fail like a write to a full disk, instead of ending the
 /// process. The handler remains after the runtime that installs it is gone.
@@ -175,7 +190,7 @@ fn take_serve(command: &mut clap::Command) -> clap::Command {
 }
 
 /// Returns an error unless the directory exists: looking at a log must not create one.
-fn must_exist(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+fn must_exist(dir: &std::path::Path) -> Result<(), Failure> {
     if dir.is_dir() {
         return Ok(());
     }
@@ -183,7 +198,7 @@ fn must_exist(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Returns an error unless the directory may be that of a log: of a directory with several, it says which there are.
-fn must_be_log(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+fn must_be_log(dir: &std::path::Path) -> Result<(), Failure> {
     /// How many logs are named.
     const MAX_NAMED: usize = 10;
     must_exist(dir)?;

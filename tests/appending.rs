@@ -226,8 +226,10 @@ fn an_append_that_cannot_begin_says_so_in_json_if_asked() {
     let fails = |failed: Output| {
         let report: serde_json::Value = serde_json::from_slice(&failed.stdout).unwrap();
         assert_eq!((&report["records"], failed.status.code()), (&0.into(), Some(1)), "{report}");
-        let error = report["error"].as_str().unwrap();
-        assert!(text(&failed.stderr).contains(error) && report["uncertain"] == false, "{report}");
+        let said = text(&failed.stderr);
+        let said: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        assert_eq!((&said["error"], &said["code"]), (&report["error"], &report["code"]));
+        assert!(report["error"].is_string() && report["uncertain"] == false, "{report}");
     };
     in_both(|_, run| {
         fails(run(&["append", "no-such-log", "--json"], b"1\n"));

@@ -132,7 +132,7 @@ fn damage_is_an_error_that_says_where_to_continue_and_is_passed_if_asked() {
     let stops = |at: &[&str]| {
         let (code, printed, said) = command(&[&["read", "a", "--json"], at].concat());
         assert_eq!((code, offsets(&printed)), (Some(1), vec![0, 1, 2]), "{said}");
-        assert!(said.contains("offset 3") && said.contains("at 5"), "{said}");
+        assert!(said.contains("offset 3") && said.contains("at 5: --skip-damaged continues there"), "{said}");
         let (code, printed, said) = command(&[&["read", "a", "--json", "--skip-damaged"], at].concat());
         assert_eq!((code, &offsets(&printed)), (Some(0), &left), "{said}");
         let (code, printed, _) =

@@ -4,17 +4,19 @@ mod input;
 mod sink;
 
 use super::{
-    Outcome, Usage, counted, progress,
+    Outcome, Usage, counted,
+    failure::{Failure, Said},
+    progress,
     settings::SettingsFlags,
     signals::{self, Interrupted, Signals},
     size, stderr, stdout,
-    target::{At, Failure, Target, block_on},
+    target::{At, Target, block_on},
 };
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use input::{Input, Next, Records};
 use millstream::{
-    PRODUCER_ID_BYTES, RECORD_EXTRA_BYTES,
+    Code, PRODUCER_ID_BYTES, RECORD_EXTRA_BYTES,
     client::{self, Client, Patience, ProducerOptions},
     import::{Progress, Split},
     store::{LogSettings, OpenLog},
@@ -71,10 +73,11 @@ pub(super) struct Append {
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     patience: u64,
     /// Print what was done as JSON; "unfinished" says that a part of a record was read, and is not appended. If it has
-    /// failed, "error" says why, and "uncertain" whether more may be stored than "records": what was sent, and got no
-    /// answer. With --import, the next run knows; otherwise, look at what the log has behind the last offset
+    /// failed, "error" says why, "code" is its code, and "uncertain" whether more may be stored than "records": what was
+    /// sent, and got no answer. With --import, the next run knows; otherwise, look at what the log has behind the last
+    /// offset
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Create the log first if it does not exist; if it does, it must have the settings that are given
     #[arg(long)]
     create: bool,
@@ -151,7 +154,7 @@ impl Append {
         let mut done = self
             .append_file(&mut target)
             .unwrap_or_else(|failure| Done { failure: Some(failure), ..Done::default() });
-        done.failure = done.failure.map(|failure| self.in_own_words(failure));
+        done.failure = done.failure.take().map(|failure| self.in_own_words(failure, &done));
         let Done { signalled, failure, .. } = self.report(done)?;
         match (failure, signalled) {
             (Some(failure), Some(_)) => {
@@ -208,11 +211,32 @@ impl Append {
         Ok(File::open(&self.file).map_err(|error| format!("cannot open {path}: {error}"))?)
     }
 
+    fn cannot_read(&self, error: &io::Error) -> Failure {
+        let words = format!("cannot read {}: {error}", self.file.display());
+        // The source says so of a record that is too large.
+        if error.kind() == io::ErrorKind::InvalidData {
+            Said::new(Code::RecordTooLarge, words).into()
+        } else {
+            words.into()
+        }
+    }
+
     /// A failure in the words of this command, which has imports, and no producers.
-    fn in_own_words(&self, failure: Failure) -> Failure {
-        match (&self.import, failure.downcast_ref::<client::Error>()) {
-            (Some(name), Some(client::Error::TakenOver { .. })) => {
-                format!("another run of the import {name:?} has taken over").into()
+    fn in_own_words(&self, failure: Failure, done: &Done) -> Failure {
+        let said = Said::of(&*failure);
+        match &self.import {
+            Some(name) if said.is(Code::ProducerOutOfOrder) => {
+                let words = format!("another run of the import {name:?} has taken over");
+                Said { words, ..said }.into()
+            }
+            // All before it are stored, and it is alone: what is too large together is divided.
+            _ if said.is(Code::RecordTooLarge) && !failure.is::<Said>() => {
+                let number = done.passed_over + done.appended.records + 1;
+                let words = format!(
+                    "record {number} is larger than the log takes: a record must fit in a segment, with some 28 bytes beside \
+                     it, and have no more than `record_bytes`; split it"
+                );
+                Said { words, ..said }.into()
             }
             _ => failure,
         }
@@ -242,7 +266,8 @@ impl Append {
                 report["unfinished"] = true.into();
             }
             if let Some(failure) = failure {
-                report["error"] = failure.to_string().into();
+                let Said { words, code } = Said::of(&**failure).or_without_log(WITHOUT_LOG);
+                (report["error"], report["code"]) = (words.into(), code.into());
                 report["uncertain"] = is_uncertain.into();
             }
             return stdout::line(format_args!("{report}")).map(|()| done);
@@ -409,14 +434,14 @@ impl Append {
                     done.is_unfinished = true;
                     break;
                 }
-                Some(Ok(Next { refused: Some(error), .. })) => failure = Some(error),
+                Some(Ok(Next { refused: Some(said), .. })) => failure = Some(Failure::from(said)),
                 Some(Ok(next)) => sink.push(next, self.import.is_some()).await?,
-                Some(Err(error)) => failure = Some(format!("cannot read {}: {error}", self.file.display())),
+                Some(Err(error)) => failure = Some(self.cannot_read(&error)),
             }
         }
         done.is_cut = !goes_on && records.are_cut();
         sink.flush().await?; // what was read before a failure is stored
-        failure.map_or(Ok(()), |failure| Err(failure.into()))
+        failure.map_or(Ok(()), Err)
     }
 
     /// Whether a record may be the beginning of one that a later run will find.
@@ -425,6 +450,9 @@ impl Append {
         self.import.is_some() && !self.last_line && has_lines && at.is_open()
     }
 }
+
+/// What to do if there is no such log.
+pub(super) const WITHOUT_LOG: &str = "create it first, or append with --create";
 
 /// Whether the same may succeed a little later.
 fn is_temporary(failure: &Failure) -> bool {
@@ -441,7 +469,7 @@ async fn patiently<T>(
         match trying.attempt(attempt()).await {
             Some(Err(error)) if is_temporary(&error) => {
                 if last.is_none() {
-                    say_trouble(&error, patience);
+                    say_trouble(&*error, patience);
                 }
                 last = Some(error);
             }
@@ -461,8 +489,9 @@ async fn patiently<T>(
     }
 }
 
-fn say_trouble(error: &dyn std::fmt::Display, patience: Duration) {
-    stderr::say(format_args!("{error}; trying again for {} s in all", patience.as_secs()));
+fn say_trouble(error: &(dyn std::error::Error + 'static), patience: Duration) {
+    let Said { words, .. } = Said::of(error);
+    stderr::say(format_args!("{words}; trying again for {} s in all", patience.as_secs()));
 }
 
 fn say_it_is_over() {

@@ -20,13 +20,14 @@ mod tails;
 
 use super::{
     Outcome, Usage,
+    failure::{Failure, Said},
     signals::{self, Interrupted, Signals},
     size, stdout,
-    target::{At, Failure, Target, block_on},
+    target::{At, Target, block_on},
 };
 use batches::Spread;
 use clap::ValueEnum;
-use millstream::store::LogSettings;
+use millstream::{Code, store::LogSettings};
 use serde::Serialize;
 use series::Measured;
 use std::{
@@ -100,7 +101,7 @@ pub(super) struct Bench {
     warm_up: u32,
     /// Print the results as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Write a page with plots to this file; it needs no network
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -184,10 +185,10 @@ impl Bench {
         for n in 0..self.logs {
             let name = log_name(n);
             if target.has(&name).await? {
-                return Err(format!(
+                let words = format!(
                     "there is a log named {name} already, of another bench, or left by one that was killed"
-                )
-                .into());
+                );
+                return Err(Said::new(Code::LogExists, words).into());
             }
             created.set(n + 1);
             target.create(&name, &LogSettings::default()).await?;

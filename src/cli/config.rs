@@ -2,10 +2,7 @@
 //! variable, and that over the file. Which settings there are, and by which old names they still work, is written down
 //! once, in [`Serve`](super::serve::Serve): a setting's key is its flag with _ instead of -.
 
-use super::{
-    Usage, serve,
-    target::{self, Failure},
-};
+use super::{Usage, failure::Failure, serve, target};
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};
 use std::{fmt::Write, path::Path};
 

@@ -1,8 +1,10 @@
 //! `millstream cursors`.
 
 use super::{
-    Outcome, start, stderr, stdout,
-    target::{At, Expected, Failure, block_on},
+    Outcome,
+    failure::Failure,
+    start, stderr, stdout,
+    target::{At, Expected, block_on},
 };
 use clap::Subcommand;
 use millstream::client::{CursorInfo, StartAt};
@@ -20,7 +22,7 @@ pub(super) struct Cursors {
     command: Command,
     /// Print JSON
     #[arg(long, global = true)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     at: At,
 }

@@ -2,9 +2,10 @@
 
 use super::{
     Outcome,
+    failure::{Failure, Said},
     settings::SettingsFlags,
-    stdout,
-    target::{At, Failure, Target, block_on},
+    stderr, stdout,
+    target::{At, Target, block_on},
 };
 use clap::Subcommand;
 use millstream::{client::LogInfo, store::LogSettings};
@@ -21,7 +22,7 @@ pub(super) struct Logs {
     command: Command,
     /// Print JSON
     #[arg(long, global = true)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     at: At,
 }
@@ -69,6 +70,22 @@ struct Trimmed<'a> {
 }
 
 impl Logs {
+    /// Whether a log is to be deleted.
+    pub(super) fn deletes(&self) -> bool {
+        matches!(self.command, Command::Delete { .. })
+    }
+
+    /// Of one log of several.
+    fn say_cannot_be_described(&self, name: &str, said: &Said) {
+        let Said { words, code } = said;
+        if self.json {
+            let line = serde_json::json!({ "log": name, "code": code, "error": words });
+            stderr::say(format_args!("{line}"));
+        } else {
+            stderr::say(format_args!("{name}: {words}"));
+        }
+    }
+
     pub(super) fn run(&self) -> Outcome {
         let creates = matches!(self.command, Command::Create { .. });
         let target = if creates { self.at.open_or_create() } else { self.at.open() }?;
@@ -85,7 +102,7 @@ impl Logs {
                             Ok(described) => all.push(described),
                             Err(error) => {
                                 failed += 1;
-                                super::stderr::say(format_args!("{name}: {error}"));
+                                self.say_cannot_be_described(&name, &Said::of(&*error));
                             }
                         }
                     }
@@ -104,7 +121,7 @@ impl Logs {
                         let deleted = serde_json::json!({ "log": log, "deleted": true });
                         stdout::line(format_args!("{deleted}"))?;
                     } else {
-                        super::stderr::say(format_args!("{log} is deleted"));
+                        stderr::say(format_args!("{log} is deleted"));
                     }
                 }
                 Command::Trim { log, before } => self.trim(&target, log, *before).await?,
@@ -118,7 +135,10 @@ impl Logs {
         let first = target.describe(log).await?.first_offset;
         let first_now = target.trim(log, before).await?;
         let left = target.describe(log).await.map_err(|error| {
-            format!("the first offset of {log} is {first_now} now, but it cannot be described: {error}")
+            let Said { words, code } = Said::of(&*error);
+            let words =
+                format!("the first offset of {log} is {first_now} now, but it cannot be described: {words}");
+            Said { words, code }
         })?;
         if first_now == first && before > first {
             let why = if before < left.next_offset {
@@ -126,7 +146,7 @@ impl Logs {
             } else {
                 "the disk has no room for the segment after the last one, or is slow".to_owned()
             };
-            super::stderr::say(format_args!("nothing was dropped: {why}"));
+            stderr::say(format_args!("nothing was dropped: {why}"));
         }
         if !self.json {
             return self.show(&[left]);

@@ -2,9 +2,10 @@
 
 use super::{
     Outcome, Usage,
+    failure::{Failure, Said},
     start::{self, Begin},
     stderr, stdout,
-    target::{At, Failure, Target, block_on},
+    target::{At, Target, block_on},
 };
 use millstream::{
     client::{self, Record, StartAt},
@@ -35,7 +36,7 @@ pub(super) struct Read {
     limit: Option<u64>,
     /// Print each record as a JSON object with offset and time
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Print only the bytes of the values, with nothing between them
     #[arg(long, conflicts_with = "json")]
     raw: bool,
@@ -85,7 +86,7 @@ pub(super) struct Tail {
     begin: Begin,
     /// Print each record as a JSON object with offset and time
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Pass records that are damaged, or that the disk cannot read, instead of stopping there
     #[arg(long)]
     skip_damaged: bool,
@@ -146,7 +147,7 @@ async fn follow(mut tail: client::Tail, form: Form) -> Result<(), Failure> {
             () = &mut gone => return Ok(()),
             Ok(()) = trouble.changed() => {
                 match trouble.borrow_and_update().as_ref() {
-                    Some(error) => stderr::say(format_args!("{error}; trying again")),
+                    Some(error) => stderr::say(format_args!("{}; trying again", Said::of(error).words)),
                     None => stderr::say(format_args!("the server answers again")),
                 }
                 continue;

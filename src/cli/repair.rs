@@ -23,7 +23,7 @@ pub(super) struct Repair {
     any_user: bool,
     /// Print what was done as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl Repair {

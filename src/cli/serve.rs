@@ -4,7 +4,7 @@ mod names;
 mod open_files;
 mod stop;
 
-use super::{Outcome, Usage, size, stderr::Lines, target::Failure};
+use super::{Outcome, Usage, failure::Failure, size, stderr::Lines};
 use clap::{ValueEnum, builder::RangedU64ValueParser, value_parser};
 use millstream::{
     Durability, Options,

@@ -1,6 +1,6 @@
 //! Where a command begins to read.
 
-use super::target::{Failure, Target};
+use super::{failure::Failure, target::Target};
 use millstream::{
     client::{LogInfo, StartAt},
     http::{TIMES, parse_time},

@@ -1,7 +1,7 @@
 //! Standard output, which has nothing but data. If it cannot be written, the command fails; if nobody reads it any more,
 //! as with `| head`, the reader has enough: that is no failure, but what has failed otherwise has failed.
 
-use super::target::Failure;
+use super::failure::Failure;
 use std::io::{self, Write};
 
 /// Writes one line.

@@ -1,16 +1,17 @@
 //! Where a command finds its logs: on a server, or in a directory that no server has open.
 
-use super::Usage;
+use super::{
+    Usage,
+    failure::{Failure, Said},
+};
 use clap::Args;
 use millstream::{
-    Error as LogError, Log,
+    Code, Error as LogError, Log,
     client::{self, Client, CursorInfo, LogInfo, Page, Record},
     http::{TIMES, parse_time},
     store::{self, LogSettings, Store, StoreOptions},
 };
 use std::{ffi::OsString, path::PathBuf};
-
-pub(super) type Failure = Box<dyn std::error::Error>;
 
 /// The flags that choose the target.
 #[derive(Debug, Clone, Args)]
@@ -99,11 +100,9 @@ fn read_in_order(log: &Log, offset: u64, limit: u64, skip_damaged: bool) -> Resu
                 break;
             }
             Err(error) => {
-                let next = log.next_readable(at + 1)?;
-                return Err(format!(
-                    "{error}; the next readable record is at {next}: --skip-damaged continues there"
-                )
-                .into());
+                let next_readable = Some(log.next_readable(at + 1)?);
+                let (detail, code) = (error.to_string(), Code::from(&error));
+                return Err(client::Error::Damaged { offset: at, next_readable, detail, code }.into());
             }
         }
     }
@@ -242,6 +241,7 @@ impl Target {
 
     /// Where a cursor is, which must exist.
     pub(super) async fn cursor(&self, log: &str, name: &str) -> Result<CursorInfo, Failure> {
+        check_cursor(name)?;
         let found = match self {
             Self::Server(client) => client.cursor(log, name)?.get().await?,
             Self::Directory(store) => {
@@ -260,6 +260,7 @@ impl Target {
         expected: Option<Expected>,
         offset: u64,
     ) -> Result<CursorInfo, Failure> {
+        check_cursor(name)?;
         match self {
             Self::Server(client) => {
                 let cursor = client.cursor(log, name)?;
@@ -282,6 +283,7 @@ impl Target {
 
     /// Removes a cursor, which must exist.
     pub(super) async fn remove_cursor(&self, log: &str, name: &str) -> Result<(), Failure> {
+        check_cursor(name)?;
         let existed = match self {
             Self::Server(client) => client.cursor(log, name)?.remove().await?,
             Self::Directory(store) => store.get(log)?.cursor(name)?.remove()?,
@@ -291,5 +293,15 @@ impl Target {
 }
 
 fn no_cursor(log: &str, name: &str) -> Failure {
-    format!("the log {log:?} has no cursor named {name:?}; set it first").into()
+    Said::new(Code::CursorNotFound, format!("the log {log:?} has no cursor named {name:?}; set it first"))
+        .into()
+}
+
+/// Fails if no cursor can have this name.
+fn check_cursor(name: &str) -> Result<(), Failure> {
+    if client::is_name(name) {
+        return Ok(());
+    }
+    let bad = client::Error::BadName { name: name.to_owned() };
+    Err(Said::new(Code::InvalidCursor, bad.to_string()).into())
 }

@@ -1,6 +1,10 @@
 //! `millstream verify`.
 
-use super::{Outcome, counted, must_be_log, other_owner, progress, stderr, stdout, target::Failure};
+use super::{
+    Outcome, counted,
+    failure::{self, Failure, Said},
+    must_be_log, other_owner, progress, stderr, stdout,
+};
 use millstream::{Damage, Report};
 use serde_json::{Value, json};
 use std::{ops::Range, path::PathBuf, process::ExitCode};
@@ -19,7 +23,7 @@ pub(super) struct Verify {
     dir: PathBuf,
     /// Print what was found as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Where a killed server may have left memory of the log, or "none"
     #[arg(long, alias = "images", value_name = "DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,
@@ -48,17 +52,10 @@ fn records(offsets: Range<u64>) -> String {
 }
 
 /// The exit code if it is not known whether there is damage.
-const NOT_KNOWN: u8 = 2;
+pub(super) const NOT_KNOWN: u8 = 2;
 
 impl Verify {
     pub(super) fn run(&self) -> Outcome {
-        self.look().or_else(|error| {
-            stderr::say(format_args!("millstream: {error}"));
-            Ok(NOT_KNOWN.into())
-        })
-    }
-
-    fn look(&self) -> Outcome {
         must_be_log(&self.dir)?;
         let bar = progress::segments();
         let shm_dir = Some(&*self.shm_dir).filter(|at| at.as_os_str() != "none");
@@ -93,11 +90,15 @@ impl Verify {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        stderr::say(format_args!(
-            "millstream: damage was found; `millstream repair {}` keeps the damaged files aside, and marks what is \
-             lost, so that readers pass it and the log can be written to",
-            self.dir.display()
-        ));
+        let said = Said {
+            words: format!(
+                "damage was found; `millstream repair {}` keeps the damaged files aside, and marks what is lost, so that \
+                 readers pass it and the log can be written to",
+                self.dir.display()
+            ),
+            code: failure::DAMAGED.into(),
+        };
+        stderr::say(format_args!("{}", said.line(self.json)));
         Ok(ExitCode::FAILURE)
     }
 }

@@ -1,9 +1,11 @@
 //! What `append` reads. Reading blocks, so a thread of its own does it: what was read is appended in time. It reads only
 //! so far ahead, and when it is told to stop, it takes nothing more from the file, but still splits what it has.
 
+use super::Said;
 use millstream::{
+    Code,
     import::{Error, Progress, Source, Split},
-    store::LogSettings,
+    store::{LogSettings, ValueError},
 };
 use std::{
     io::{self, BufReader, Read},
@@ -31,9 +33,17 @@ pub(super) struct Next {
     pub(super) json: bool,
     pub(super) at: Progress,
     /// Why its log does not take it, if so.
-    pub(super) refused: Option<String>,
+    pub(super) refused: Option<Said>,
     /// Its part of [`AHEAD_BYTES`], until it is dropped.
     pub(super) room: Option<OwnedSemaphorePermit>,
+}
+
+/// The code with which a server refuses such a value.
+fn code_of(error: &ValueError) -> Code {
+    match error {
+        ValueError::NotJson { .. } => Code::NotJson,
+        _ => Code::RecordTooLarge,
+    }
 }
 
 /// How far a file was read.
@@ -125,7 +135,7 @@ impl Input {
                         let refused = settings
                             .check_value(&record, source.is_json())
                             .err()
-                            .map(|error| format!("{}: {error}", source.name()));
+                            .map(|error| Said::new(code_of(&error), format!("{}: {error}", source.name())));
                         Ok(Next {
                             refused,
                             record: std::mem::take(&mut record),

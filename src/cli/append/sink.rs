@@ -214,10 +214,6 @@ async fn append(
                 let log = Arc::clone(log);
                 tokio::task::spawn_blocking(move || log.flush()).await??;
             }
-            // Then it is one record: more are collected only where they fit.
-            Err(error @ LogError::TooLarge { .. }) => {
-                return Err(format!("record {}: {error}", last.records).into());
-            }
             done => return Ok(done?),
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
