@@ -662,3 +662,20 @@ fn what_is_wrong_in_a_body_of_json_is_said_with_the_name_of_the_member() {
         assert!(refused.contains(why), "{method} {target} {body}: {refused}");
     }
 }
+
+/// It named a file of the repository, which clients do not have.
+#[test]
+fn a_route_that_does_not_exist_is_answered_with_where_all_are() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    for path in ["/v1/nothing", "/v2/logs", "/docs"] {
+        let answer = server.connect().request("GET", path, b"").unwrap();
+        assert!(answer.status == 404 && answer.body.contains("\"code\":\"not_found\""), "{}", answer.body);
+        assert!(
+            answer.body.contains("GET /openapi.json") && !answer.body.contains("docs/"),
+            "{}",
+            answer.body
+        );
+    }
+    assert_eq!(server.connect().request("GET", "/openapi.json", b"").unwrap().status, 200);
+}

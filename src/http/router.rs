@@ -198,8 +198,9 @@ async fn answer_to(
         super::panics::here(context, request).await?;
         return Ok(health());
     }
-    let route =
-        route.ok_or_else(|| Problem::new(Code::NotFound, "there is no such route; see docs/api.md"))?;
+    let route = route.ok_or_else(|| {
+        Problem::new(Code::NotFound, "there is no such route; GET /openapi.json has all of them")
+    })?;
     match (&route, request.method()) {
         (Route::Book, &Method::POST) => book::post(context, asker, request).await,
         (Route::Health, &Method::GET) => Ok(health()),
