@@ -110,8 +110,8 @@ impl Command {
     fn prints_json(&self) -> bool {
         match self {
             Self::Append(append) => append.json,
-            Self::Read(read) => read.json,
-            Self::Tail(tail) => tail.json,
+            Self::Read(read) => read.what.json,
+            Self::Tail(tail) => tail.what.json,
             Self::Bench(bench) => bench.json,
             Self::Logs(logs) => logs.json,
             Self::Cursors(cursors) => cursors.json,

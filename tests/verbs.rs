@@ -395,6 +395,13 @@ fn tail_from_anywhere(at: &[&str]) {
         let both = millstream(&[&["tail", "lines", flag, value, "-n", "1"], at].concat(), "");
         assert_eq!(both.status.code(), Some(2), "{flag} and -n");
     }
+    // `read` had these, and `tail` had not.
+    assert_eq!(run(&["-n", "3", "--limit", "2"]), "one\ntwo\n");
+    assert_eq!(run(&["--offset", "1", "--until", "2"]), "two\n");
+    assert_eq!(run(&["-n", "2", "--raw"]), "twothree");
+    assert_eq!(run(&["-n", "1", "--frames"]).len(), 4 + "three".len());
+    let both = millstream(&[&["tail", "lines", "--raw", "--json"], at].concat(), "");
+    assert_eq!(both.status.code(), Some(2));
     let (code, said) = bad(&[&["tail", "lines", "--offset", "4"], at].concat(), "");
     assert!(code == Some(1) && said.contains("beyond the end of the log, which is 3"), "{said}");
 }
@@ -405,6 +412,14 @@ fn records_are_read_from_anywhere_and_as_they_are_on_a_server() {
     let server = Server::start(data.path(), &[]);
     let at = ["--url", &server.address];
     reading_from_anywhere(&at);
+    for (more, expected) in [
+        (&["--offset", "0", "--limit", "2"][..], "one\ntwo\n"),
+        (&["--offset", "-2", "--until", "2", "--raw"], "two"),
+        (&["--offset", "1", "--until", "1"], ""),
+        (&["-n", "3", "--limit", "0"], ""),
+    ] {
+        assert_eq!(good(&[&["tail", "-f", "lines"], more, &at].concat(), ""), expected, "{more:?}");
+    }
     for begin in [["--offset", "1"], ["--since", "1h"]] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
             .args([&["tail", "-f", "lines"], &begin[..], &at].concat())

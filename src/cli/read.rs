@@ -22,13 +22,22 @@ use std::process::ExitCode;
     millstream read events --since 15m --json | jq .json.page\n  \
     millstream read events --cursor mailer --limit 100\n  \
     millstream read images --offset 7 --limit 1 --raw > image.png")]
-#[expect(clippy::struct_excessive_bools, reason = "they are flags of a command")]
 pub(super) struct Read {
     /// The log
     log: String,
     #[command(flatten)]
     begin: Begin,
-    /// End before the record at this offset [default: at the end of the log]
+    #[command(flatten)]
+    pub(super) what: What,
+    #[command(flatten)]
+    at: At,
+}
+
+/// Which records are printed from the beginning on, and how: `read` and `tail` take the same.
+#[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "they are flags of a command")]
+pub(super) struct What {
+    /// End before the record at this offset [default: at the end of the log, or never with --follow]
     #[arg(long, value_name = "OFFSET")]
     until: Option<u64>,
     /// The most records to print [default: all]
@@ -46,8 +55,22 @@ pub(super) struct Read {
     /// Pass records that are damaged, or that the disk cannot read, instead of stopping there
     #[arg(long)]
     skip_damaged: bool,
-    #[command(flatten)]
-    at: At,
+}
+
+impl What {
+    fn form(&self) -> Form {
+        match (self.json, self.raw, self.frames) {
+            (true, ..) => Form::Json,
+            (_, true, _) => Form::Raw,
+            (.., true) => Form::Frames,
+            _ => Form::Lines,
+        }
+    }
+
+    /// The part of the log that begins there.
+    fn part(&self, from: u64) -> Part {
+        Part { from, until: self.until.unwrap_or(u64::MAX), limit: self.limit.unwrap_or(u64::MAX) }
+    }
 }
 
 /// How records are printed.
@@ -59,12 +82,6 @@ enum Form {
     Frames,
 }
 
-impl Form {
-    fn json_if(json: bool) -> Self {
-        if json { Self::Json } else { Self::Lines }
-    }
-}
-
 /// Print the last records of a log, or those from a beginning that is given on, and with --follow new ones as they are
 /// appended
 #[derive(Debug, clap::Args)]
@@ -72,6 +89,7 @@ impl Form {
     millstream tail events\n  \
     millstream tail -f events --lines 0\n  \
     millstream tail -f events --offset 100\n  \
+    millstream tail -f events --lines 0 --limit 1 --json\n  \
     millstream tail -f events --since 15m")]
 pub(super) struct Tail {
     /// The log
@@ -84,12 +102,8 @@ pub(super) struct Tail {
     lines: u64,
     #[command(flatten)]
     begin: Begin,
-    /// Print each record as a JSON object with offset and time
-    #[arg(long)]
-    pub(super) json: bool,
-    /// Pass records that are damaged, or that the disk cannot read, instead of stopping there
-    #[arg(long)]
-    skip_damaged: bool,
+    #[command(flatten)]
+    pub(super) what: What,
     #[command(flatten)]
     at: At,
 }
@@ -97,17 +111,11 @@ pub(super) struct Tail {
 impl Read {
     pub(super) fn run(&self) -> Outcome {
         let target = self.at.open()?;
+        let skip_damaged = self.what.skip_damaged;
         block_on(async {
-            let start = self.begin.at(StartAt::Earliest, &target, &self.log, self.skip_damaged).await?;
+            let start = self.begin.at(StartAt::Earliest, &target, &self.log, skip_damaged).await?;
             let from = start::resolve(start, &target, &self.log).await?;
-            let part =
-                Part { from, until: self.until.unwrap_or(u64::MAX), limit: self.limit.unwrap_or(u64::MAX) };
-            let form = match (self.raw, self.frames) {
-                (true, _) => Form::Raw,
-                (_, true) => Form::Frames,
-                _ => Form::json_if(self.json),
-            };
-            print(&target, &self.log, part, form, self.skip_damaged).await
+            print(&target, &self.log, self.what.part(from), self.what.form(), skip_damaged).await
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -116,10 +124,10 @@ impl Read {
 impl Tail {
     pub(super) fn run(&self) -> Outcome {
         let target = self.at.open()?;
+        let skip_damaged = self.what.skip_damaged;
         block_on(async {
-            let form = Form::json_if(self.json);
             let otherwise = StartAt::Last(self.lines);
-            let start = self.begin.at(otherwise, &target, &self.log, self.skip_damaged).await?;
+            let start = self.begin.at(otherwise, &target, &self.log, skip_damaged).await?;
             if self.follow {
                 let Target::Server(client) = &target else {
                     let error =
@@ -127,21 +135,23 @@ impl Tail {
                     return Err(Usage(error.to_owned()).into());
                 };
                 let tail = client.tail(&self.log, start)?;
-                return follow(if self.skip_damaged { tail.skip_damaged() } else { tail }, form).await;
+                let tail = if skip_damaged { tail.skip_damaged() } else { tail };
+                let from = if let StartAt::Offset(from) = start { from } else { 0 };
+                return follow(tail, self.what.part(from), self.what.form()).await;
             }
             let from = start::resolve(start, &target, &self.log).await?;
-            let part = Part { from, until: u64::MAX, limit: u64::MAX };
-            print(&target, &self.log, part, form, self.skip_damaged).await
+            print(&target, &self.log, self.what.part(from), self.what.form(), skip_damaged).await
         })?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Prints new records until the server refuses.
-async fn follow(mut tail: client::Tail, form: Form) -> Result<(), Failure> {
+/// Prints new records until the server refuses, or the part has ended.
+async fn follow(mut tail: client::Tail, part: Part, form: Form) -> Result<(), Failure> {
     let mut gone = std::pin::pin!(stdout::reader_is_gone());
     let mut trouble = tail.trouble();
-    loop {
+    let (mut next, mut left) = (part.from, part.limit);
+    while left > 0 && next < part.until {
         let first = tokio::select! {
             record = tail.next() => record?,
             () = &mut gone => return Ok(()),
@@ -153,9 +163,14 @@ async fn follow(mut tail: client::Tail, form: Form) -> Result<(), Failure> {
                 continue;
             }
         };
-        let records: Vec<Record> = std::iter::once(first).chain(tail.take_ready()).collect();
+        let mut records: Vec<Record> = std::iter::once(first).chain(tail.take_ready()).collect();
+        next = records.last().map_or(next, |record| record.offset + 1);
+        records.retain(|record| record.offset < part.until);
+        records.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         write(&records, form)?;
+        left -= records.len() as u64;
     }
+    Ok(())
 }
 
 /// A part of a log.
