@@ -199,6 +199,38 @@ fn the_logs_are_deleted_if_not_all_can_be_created_and_after_a_signal() {
     }
 }
 
+/// It printed nothing, as if it had not been asked to measure.
+#[test]
+fn a_signal_in_the_warm_up_is_said_to_have_ended_it() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    for json in [&[][..], &["--json"]] {
+        let running = Command::new(env!("CARGO_BIN_EXE_millstream"))
+            .args(["bench", "--url", &format!("http://{}", server.address), "--warm-up", "60"])
+            .args(json)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        while appended(&server) == 0 || logs(&server).len() < 2 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        kill_process(Pid::from_child(&running), Signal::INT).unwrap();
+        let output = running.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(130) && output.stdout.is_empty(), "{said}");
+        let last = said.lines().last().unwrap_or_default();
+        let words = "interrupted before the end of the warm-up: nothing was measured";
+        if json.is_empty() {
+            assert_eq!(last, format!("millstream: {words}"));
+        } else {
+            let said: serde_json::Value = serde_json::from_str(last).unwrap();
+            assert_eq!((&said["code"], &said["error"]), (&"interrupted".into(), &words.into()));
+        }
+        assert_eq!(logs(&server), ["default"]);
+    }
+}
+
 /// It printed nothing of what it had measured.
 #[test]
 fn a_signal_ends_the_measuring_and_what_was_measured_is_printed() {

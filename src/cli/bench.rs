@@ -43,7 +43,7 @@ use std::{
 /// Appends records at the highest rate, or at a fixed one (--rate), from one thread: to a server, or with --data to logs in
 /// this process, without a server. Prints progress every second, and a summary at the end. The logs are called bench-0,
 /// bench-1, …; they must not exist, and are deleted at the end. SIGINT or SIGTERM ends the measuring: what was answered
-/// until then is printed, and the exit code is that of the signal.
+/// until then is printed, or that nothing was measured yet; the exit code is that of the signal.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 #[command(after_help = "Examples:\n  \
     millstream bench\n  \
@@ -146,7 +146,11 @@ impl Bench {
         }
         deleted?;
         Ok(match (signalled, measured) {
-            (Some(signal), _) => signals::exit_code(signal),
+            (Some(signal), None) => {
+                let what = "interrupted before the end of the warm-up: nothing was measured";
+                return Err(Interrupted { signal, what }.into());
+            }
+            (Some(signal), Some(_)) => signals::exit_code(signal),
             (None, Some(measured)) if measured.failed() == 0 => ExitCode::SUCCESS,
             (None, _) => ExitCode::FAILURE,
         })
