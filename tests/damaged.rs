@@ -147,6 +147,45 @@ fn damage_is_an_error_that_says_where_to_continue_and_is_passed_if_asked() {
     stops(&["--data", data.path().to_str().unwrap()]);
 }
 
+/// With `--data` it said nothing of damage in a sealed segment, which a server had found.
+#[test]
+fn a_log_in_a_directory_is_described_with_its_damage_as_a_server_describes_it() {
+    let data = tempfile::tempdir().unwrap();
+    let dir = ["--data", data.path().to_str().unwrap()];
+    let lines = data.path().with_extension("lines");
+    std::fs::write(&lines, "x".repeat(100) + "\n" + &"line\n".repeat(999)).unwrap();
+    let append = ["append", "a", lines.to_str().unwrap(), "--create", "--segment-bytes", "4KiB"];
+    assert_eq!(command(&[&append, &dir[..]].concat()).0, Some(0));
+    let described = |at: &[&str]| -> serde_json::Value {
+        let (code, printed, said) = command(&[&["logs", "describe", "a", "--json"], at].concat());
+        assert_eq!(code, Some(0), "{said}");
+        serde_json::from_str(&printed).unwrap()
+    };
+    assert!(described(&dir)["damage"].is_null());
+    let first = data.path().join("a/00000000000000000000.seg");
+    let mut bytes = std::fs::read(&first).unwrap();
+    bytes[4096 + 60] ^= 1;
+    std::fs::write(&first, bytes).unwrap();
+    let server = Server::start(data.path(), &[]);
+    let url = ["--url", &server.address];
+    let begun = std::time::Instant::now();
+    let there = loop {
+        let there = described(&url);
+        if there["damage"].is_array() {
+            break there;
+        }
+        assert!(begun.elapsed().as_secs() < 60, "the server finds nothing");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let (_, shown_there, _) = command(&[&["logs", "describe", "a"], &url[..]].concat());
+    drop(server);
+    let (code, shown, _) = command(&[&["logs", "describe", "a"], &dir[..]].concat());
+    assert!(code == Some(0) && shown.contains("a is damaged, offset 0: "), "{shown}");
+    assert_eq!(described(&dir)["damage"], there["damage"]);
+    let damage = |shown: &str| shown.lines().find(|line| line.contains("damaged")).map(str::to_owned);
+    assert_eq!(damage(&shown), damage(&shown_there));
+}
+
 /// After `repair`, `verify` found nothing, and reading still stopped there.
 #[test]
 fn after_repair_a_lost_record_is_marked_in_every_format_and_readers_pass() {

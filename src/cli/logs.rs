@@ -41,7 +41,8 @@ enum Command {
         #[command(flatten)]
         flags: SettingsFlags,
     },
-    /// Describe one log: offsets, size, id, durability, settings, and what is damaged
+    /// Describe one log: offsets, size, id, durability, settings, and what is damaged: as far as the server has found it, or
+    /// with --data, by reading all of its sealed segments
     Describe {
         /// The log's name
         log: String,
@@ -114,7 +115,7 @@ impl Logs {
                 Command::Create { log, settings, flags } => {
                     self.show(&[target.create(log, &flags.over(settings.clone())).await?])?;
                 }
-                Command::Describe { log } => self.describe(&target.describe(log).await?)?,
+                Command::Describe { log } => self.describe(&target.examine(log).await?)?,
                 Command::Delete { log } => {
                     target.delete(log).await?;
                     if self.json {

@@ -3,11 +3,12 @@
 use super::{
     Usage,
     failure::{Failure, Said},
+    progress,
 };
 use clap::Args;
 use millstream::{
     Code, Error as LogError, Log,
-    client::{self, Client, CursorInfo, LogInfo, Page, Record},
+    client::{self, Client, CursorInfo, DamageInfo, LogInfo, Page, Record},
     http::{TIMES, parse_time},
     store::{self, LogSettings, Store, StoreOptions},
 };
@@ -30,6 +31,9 @@ pub(super) struct At {
 pub(super) const URL: &str = "MILLSTREAM_URL";
 /// The environment variable with the directory, of `serve` as well.
 const DATA: &str = "MILLSTREAM_DATA";
+
+/// The most items of damage that are described, as by a server.
+const MAX_DAMAGE: usize = 100;
 
 /// Where the logs are, by the flags and the environment.
 enum Place {
@@ -216,6 +220,31 @@ impl Target {
             Self::Server(client) => Ok(client.describe(name).await?),
             Self::Directory(store) => Ok(LogInfo::from(&*store.get(name)?)),
         }
+    }
+
+    /// Describes a log, with what is damaged in its sealed segments: a server has scrubbed them, and in a directory they are
+    /// read now.
+    pub(super) async fn examine(&self, name: &str) -> Result<LogInfo, Failure> {
+        let mut described = self.describe(name).await?;
+        let Self::Directory(store) = self else { return Ok(described) };
+        let (log, mut from) = (store.get(name)?, described.first_offset);
+        let (bar, known) = (progress::bytes(described.bytes), &mut described.damage);
+        let pace = |bytes| {
+            bar.inc(bytes);
+            true
+        };
+        while let Some(scrubbed) = log.scrub(from, pace)? {
+            let found = scrubbed.damage.into_iter().map(DamageInfo::from);
+            let is_new =
+                |found: &DamageInfo| !known.iter().any(|known| known.first_offset == found.first_offset);
+            let new: Vec<_> = found.filter(is_new).collect();
+            known.extend(new);
+            from = scrubbed.next;
+        }
+        bar.finish_and_clear();
+        known.sort_by_key(|damage| damage.first_offset);
+        known.truncate(MAX_DAMAGE);
+        Ok(described)
     }
 
     /// Drops whole segments below `before`, or all records if that is the next offset; returns the first offset that is
