@@ -40,8 +40,8 @@ use tokio::sync::{oneshot, watch};
 /// file that has changed otherwise is refused. On SIGINT or SIGTERM, what was read is appended before the command
 /// ends; on a second one, it ends at once.
 ///
-/// If it fails, it says what it has appended: of lines of JSON, those before the first one that is wrong. To append the
-/// rest once that line is corrected, and nothing twice, begin with --import, and run the same command again.
+/// If it fails, it says what it has appended: with --format ndjson, the lines before the first one that is wrong. If it was
+/// run with --import, correct that line and run the same command again: it appends the rest, and nothing twice.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream append events app.log\n  \
@@ -72,10 +72,9 @@ pub(super) struct Append {
     /// attempts
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     patience: u64,
-    /// Print what was done as JSON; "unfinished" says that a part of a record was read, and is not appended. If it has
-    /// failed, "error" says why, "code" is its code, and "uncertain" whether more may be stored than "records": what was
-    /// sent, and got no answer. With --import, the next run knows; otherwise, look at what the log has behind the last
-    /// offset
+    /// Print what was done as JSON. "unfinished" says that a part of a record was read, and not appended. After a failure,
+    /// "error" says why, "code" is its code, and "uncertain" says whether more than "records" may be stored, because what was
+    /// sent got no answer: with --import, the next run finds out; otherwise, read what the log has after the last offset
     #[arg(long)]
     pub(super) json: bool,
     /// Create the log first if it does not exist; if it does, it must have the settings that are given

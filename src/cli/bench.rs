@@ -38,7 +38,7 @@ use std::{
     time::Duration,
 };
 
-/// Measure how fast a server appends, and how long it takes
+/// Measure how many records a server appends per second, and how long each request takes
 ///
 /// Appends records at the highest rate, or at a fixed one (--rate), from one thread: to a server, or with --data to logs in
 /// this process, without a server. Prints progress every second, and a summary at the end. The logs are called bench-0,
@@ -80,7 +80,7 @@ pub(super) struct Bench {
     /// How many of 100 requests read instead of appending: as many records as a batch has, up to 1000, anywhere in the log
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=99))]
     reads: u32,
-    /// Number of readers that follow the logs meanwhile. How long a record takes to reach them is known of values of 18
+    /// Number of readers that follow the logs meanwhile. How long a record takes to reach them is measured with values of 18
     /// bytes or more
     #[arg(long, value_name = "READERS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     tails: u32,

@@ -50,7 +50,7 @@ enum Command {
         /// The offset of the record that its consumer wants next, -K for the last K records, earliest, or latest
         #[arg(allow_hyphen_values = true)]
         offset: StartAt,
-        /// Only if it is at this offset now, or with none, if it does not exist
+        /// Set it only if it is at this offset now; with none, only if it does not exist
         #[arg(long, value_name = "OFFSET|none")]
         expect: Option<Expected>,
     },

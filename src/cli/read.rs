@@ -13,7 +13,7 @@ use millstream::{
 };
 use std::process::ExitCode;
 
-/// Print records, each value on its own line, from the first one on unless another beginning is given
+/// Print records, each value on its own line: from the first one on, unless a flag says where to begin
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream read events --offset 100 --limit 10\n  \
@@ -82,8 +82,7 @@ enum Form {
     Frames,
 }
 
-/// Print the last records of a log, or those from a beginning that is given on, and with --follow new ones as they are
-/// appended
+/// Print the last records of a log, or those from where a flag says on; with --follow, also new ones as they are appended
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream tail events\n  \

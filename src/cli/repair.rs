@@ -6,7 +6,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 /// Make a damaged log writable again. Damaged files are kept aside; records that are lost stay lost
 ///
-/// The exit code is 0 if the log is repaired, or had no damage, and 1 if neither is so, or that could not be found out.
+/// The exit code is 0 if the log is repaired, or had no damage, and 1 if it is not repaired, or could not be looked at.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream repair data/default\n  \

@@ -117,8 +117,8 @@ pub(super) struct Serve {
     /// Seconds after which an unused log is closed; it is opened again on demand
     #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = StoreOptions::default().idle.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS), help_heading = "Logs")]
     idle_seconds: u64,
-    /// How many bytes of sealed segments are verified in a second, in the background, to find damage before somebody reads
-    /// it; 0 for none. A pass through all logs begins once a day at most
+    /// How many bytes of sealed segments are verified per second, in the background, to find damage before somebody reads
+    /// it; 0 for none. A pass through all logs begins at most once a day
     #[arg(long, env = "MILLSTREAM_SCRUB_BYTES_PER_SECOND", default_value_t = StoreOptions::default().scrub_bytes_per_second, value_parser = size::size, help_heading = "Logs")]
     scrub_bytes_per_second: u64,
     /// The format of the server's own log on standard error; `MILLSTREAM_LOG_FILTER`, for example debug, sets what is

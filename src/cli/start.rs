@@ -9,14 +9,14 @@ use millstream::{
 /// The flags that say where to begin.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Begin {
-    /// Begin at an offset, with the last K records (-K), at the earliest record, or latest: after the last one
+    /// Where to begin: an offset, -K for the last K records, earliest, or latest, which is after the last record
     #[arg(long, allow_hyphen_values = true, conflicts_with_all = ["since", "cursor"])]
     offset: Option<StartAt>,
     /// Begin with the first record that was appended at this time or later: 2026-01-02T03:04:05Z, a date, how long ago,
     /// such as 15m, or milliseconds since 1970, of 12 digits or more
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "cursor")]
     since: Option<String>,
-    /// Begin where this cursor of the log is, which stays there: `cursors set` moves it
+    /// Begin where this cursor of the log is. Reading does not move it; `cursors set` does
     #[arg(long, value_name = "NAME")]
     cursor: Option<String>,
 }
