@@ -1,6 +1,6 @@
 //! The JSON of the HTTP API: what the server writes and the client reads, or the other way round, is declared here once.
 //! `/openapi.json` and `docs/api.md` describe the same. Records are not here: see `http/formats` and `wire`. Neither are
-//! the book's API, which no client of ours speaks, and problems with a body, which `http/object` words.
+//! the book's API, which no client of ours speaks, and what is said of a body that is not understood (`http/object`).
 //!
 //! What always holds: a client ignores members that it does not know, so that a newer server may add some; the server
 //! refuses them, so that a misspelt one is not taken for one that is missing. The order of the fields is the order in the
@@ -252,7 +252,7 @@ pub(crate) struct ProblemNumbers {
     pub(crate) line: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_offset: Option<u64>,
-    /// The first offset after a damaged record whose record can be read.
+    /// The first offset after a damaged record at which a record can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_readable: Option<u64>,
     /// Where a cursor is, or which record is damaged.

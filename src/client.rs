@@ -179,8 +179,8 @@ impl Client {
     }
 
     /// Takes an answer that no Millstream server gives as a sign that the server is away, and something else has its
-    /// port for a moment. For what has spoken with the server before: otherwise it means that the address is a wrong
-    /// one.
+    /// port for a moment. Only for callers that the server has answered before: for others, such an answer means that the
+    /// address is wrong.
     fn as_if_away(&self, error: Error) -> Error {
         let reason = match error {
             Error::Answer { reason } => reason,
@@ -192,7 +192,7 @@ impl Client {
         Error::Unreachable { url: self.url.clone(), reason }
     }
 
-    /// Sends a request once; `log` is what it is about, for what is reported.
+    /// Sends a request once; errors say that it was about `log`.
     async fn send(
         &self,
         request: Request<Full<Bytes>>,
@@ -391,7 +391,7 @@ impl Client {
         self.producer_with(log, id, ProducerOptions::default())
     }
 
-    /// Likewise, with these options.
+    /// Like [`producer`](Self::producer), with these options.
     ///
     /// # Errors
     /// As [`producer`](Self::producer).
@@ -434,7 +434,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), root_cause)
 }
 
-/// Whether an answer is not one of HTTP.
+/// Whether the error is that an answer is not HTTP.
 fn is_no_http(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
         || error.source().is_some_and(is_no_http)

@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// Prints one line, if anybody reads it.
 pub(super) fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}"); // if nobody reads it, nobody can be notified
+    let _ = writeln!(io::stderr(), "{line}"); // if nobody reads it, there is nobody to tell
 }
 
 enum Item {

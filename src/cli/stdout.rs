@@ -14,7 +14,7 @@ pub(super) fn write(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Res
     is_read(print).map(drop)
 }
 
-/// Likewise, but if nobody reads any more, the process ends: for what would otherwise go on.
+/// Like [`write`], but ends the process if nobody reads any more: for commands that would otherwise go on.
 pub(super) fn write_or_end(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
     if is_read(print)? { Ok(()) } else { std::process::exit(0) }
 }

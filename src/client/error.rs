@@ -118,8 +118,8 @@ pub enum Error {
     /// records again.
     #[error("it is not known whether the last batch was stored: the log has forgotten this producer")]
     Forgotten,
-    /// The server refused the request for another reason. Whether an append may be stored all the same,
-    /// [`Code::may_be_stored`](crate::Code::may_be_stored) says; if the code is not known, assume that it may.
+    /// The server refused the request for another reason. [`Code::may_be_stored`](crate::Code::may_be_stored) says whether
+    /// an append may be stored all the same; if the code is not known, assume that it may.
     #[error("{}", match &**.code {
         "" => format!("the server at this address answers {status}, and is not a Millstream server"),
         code => format!("the server answers {status}, {code}: {detail}"),

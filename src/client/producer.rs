@@ -84,6 +84,7 @@ struct Batch {
     records: u64,
     mark: Option<String>,
     tickets: Tickets,
+    /// When the first record was accepted.
     since: Option<Instant>,
 }
 

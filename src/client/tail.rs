@@ -23,8 +23,8 @@ fn query(start: StartAt) -> String {
 /// A page that is being fetched, and the id of the log.
 type Fetching = Pin<Box<dyn Future<Output = Result<(Page, Option<String>), Error>> + Send>>;
 
-/// The records of a log in order, as a [`Stream`] and by [`next`](Self::next); see [`Client::tail`]. It fetches up to
-/// 10,000 records, or a mebibyte, when those before have been taken.
+/// The records of a log in order, as a [`Stream`] and by [`next`](Self::next); see [`Client::tail`]. When
+/// the records that it has were taken, it fetches the next ones: up to 10,000, or 1 MiB.
 pub struct Tail {
     client: Client,
     log: String,

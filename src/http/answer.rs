@@ -24,7 +24,8 @@ pub(super) fn log_id(id: LogId) -> HeaderValue {
     HeaderValue::try_from(id.to_string()).unwrap_or_else(|_| HeaderValue::from_static("")) // hexadecimal: cannot fail
 }
 
-/// Nobody may keep the answer, change it, or hold it back to collect more: nginx is told so by a header of its own.
+/// Tells proxies that they may not keep the answer, change it, or hold it back to collect more; nginx has a header of its
+/// own for the last.
 pub(super) fn keep_from_proxies(headers: &mut HeaderMap) {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
     headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));

@@ -69,8 +69,8 @@ where
 }
 
 impl Context {
-    /// Appends values of this [`cost`]: what takes more than a moment, off the runtime's thread. `append` is
-    /// told whether it may wait for the copies of other appends.
+    /// Appends values of this [`cost`]; off the runtime's thread, if that takes more than a moment. `append` is told whether
+    /// it may wait until earlier appends have been copied.
     pub(super) async fn append<V: Send + Sync + 'static, T: Send + 'static>(
         &self,
         share: &ConnectionShare,

@@ -160,7 +160,7 @@ fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Probl
     let bytes = match record.value {
         Cow::Borrowed(base64) => decode(base64)?,
         Cow::Owned(mut base64) => {
-            drop(bytes); // so that there are never more than two of the three
+            drop(bytes); // so that of body, text and value there are never more than two
             base64.retain(|letter| !u8::try_from(letter).is_ok_and(formats::is_line_end));
             decode(&base64)?
         }

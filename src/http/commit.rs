@@ -22,8 +22,8 @@ use std::{
 type WakerQueue = BTreeMap<(u64, u64), Waker>;
 
 /// The requests of one runtime that wait for a commit, by the number of the open log. A log has an entry while a task
-/// serves it. Not by the id of the log: a copy of a log's directory has the same id, and requests that waited for one
-/// of the logs were left to the task of the other, which waited for commits that had all been made.
+/// serves it. Not by the id of the log: a copy of a log's directory has the same id, and requests that wait for one of
+/// the two would be left to the task of the other, whose commits may all have been made.
 #[derive(Default)]
 pub(super) struct DurabilityWaiters {
     queues: Mutex<HashMap<u64, WakerQueue>>,

@@ -73,7 +73,7 @@ impl Guard {
     pub(super) fn check<B>(&self, request: &Request<B>) -> Result<(), Problem> {
         let headers = request.headers();
         let mut hosts = headers.get_all(HOST).iter();
-        let host = hosts.next().map(|host| host.to_str().unwrap_or("?")); // a host that is not text is none
+        let host = hosts.next().map(|host| host.to_str().unwrap_or("?")); // one that is not text is refused, as this is
         if hosts.next().is_some() {
             return Err(Problem::new(Code::InvalidHost, "the request names more than one Host"));
         }

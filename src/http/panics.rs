@@ -105,7 +105,7 @@ fn a_handler_that_panics_ends_its_request_and_gives_back_what_it_had() {
         while last && head(&got).is_none() {
             let mut bytes = [0; 4096];
             let read = both.read(&mut bytes).unwrap();
-            assert!(read > 0, "no answer to who comes behind");
+            assert!(read > 0, "the requests behind it get no answer");
             got.extend_from_slice(&bytes[..read]);
         }
         assert!(head(&got).is_none_or(|at| got[at + 9] == 0x88), "it is not answered 200");

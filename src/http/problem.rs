@@ -45,7 +45,7 @@ pub(super) fn truncated(text: impl Display, most: usize) -> String {
     short.0
 }
 
-/// Why a request was not carried out. What is stored then, [`Code::may_be_stored`] says.
+/// Why a request was not carried out. [`Code::may_be_stored`] says whether something may be stored all the same.
 #[derive(Debug, thiserror::Error)]
 #[error("{code}: {detail}")]
 pub(super) struct Problem {

@@ -17,7 +17,7 @@ use hyper::{Request, header::HeaderMap};
 use percent_encoding::percent_decode_str;
 use std::{ops::RangeInclusive, sync::Arc};
 
-/// What the headers of an append say about its producer. Which of them belong together, the kind of append decides: a
+/// What the headers of an append say about its producer. Which of them belong together depends on the kind of append, a
 /// batch or a session.
 pub(super) struct ProducerHeaders<'a> {
     pub(super) id: Option<&'a str>,

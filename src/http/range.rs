@@ -28,6 +28,7 @@ use std::{collections::VecDeque, io, pin::Pin, sync::Arc, task, time::Duration};
 
 /// Answers of up to this many bytes are sent whole.
 const MAX_WHOLE_BYTES: usize = 1 << 20;
+
 /// Where to begin, as a client says it.
 fn start_at(value: &str) -> Result<StartAt, Problem> {
     value.parse().map_err(|_| {

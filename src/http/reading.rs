@@ -258,7 +258,7 @@ impl Reading {
         Ok(Went::All)
     }
 
-    /// Continues without rendering anything, for about as long as a [`LOOK_SLICE`], or a [`INLINE_LOOK`] on the
+    /// Continues without rendering anything, for about as long as a [`LOOK_SLICE`], or an [`INLINE_LOOK`] on the
     /// runtime's thread. Returns whether the end of the range was reached. Large records are read only to verify them,
     /// which a HEAD does not need. If there is no memory for that, the range ends before such a record, if anything is
     /// before it.

@@ -67,7 +67,7 @@ struct ToAppend {
     expect: Option<u64>,
 }
 
-/// What the headers of a request name its batch, if they do.
+/// The name that the headers of a request give its batch, if they give one.
 fn named_batch(headers: &HeaderMap) -> Result<Option<NamedBatch>, Problem> {
     let refuse = |detail: String| Err(Problem::new(Code::InvalidProducer, detail));
     let ProducerHeaders { id, epoch, sequence, mark } = ProducerHeaders::parse(headers)?;
@@ -245,6 +245,8 @@ fn append_once(
     }
 }
 
+/// Decodes a body, and parses it for a log with these settings. The work of a compressed body is only known when it is
+/// decoded: each attempt is made as more work than the one before.
 async fn take_apart(
     context: &Context,
     share: &ConnectionShare,

@@ -110,7 +110,7 @@ impl Server {
     fn parts(&self, store: &Arc<Store>, stopped: watch::Receiver<bool>) -> io::Result<ServerParts> {
         let settings = &self.settings;
         let largest = settings.body_bytes.max(settings.decoded_bytes);
-        // The others may be used, or kept for those who come again.
+        // A quarter of the open logs stays for requests that do not wait.
         let open_logs = store.options().open_logs;
         Ok(ServerParts {
             store: Arc::clone(store),

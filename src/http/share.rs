@@ -1,4 +1,4 @@
-//! What a connection has of what all connections compete for.
+//! A connection's share of what all connections compete for.
 
 use super::permits::PermitLines;
 use crate::sync::lock;
@@ -12,9 +12,9 @@ use std::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// One connection's share of what all connections compete for: its places in line for permits, how many of its
-/// requests wait for news, and whether it was slow to take an answer that others needed the memory of.
+/// requests wait for news, and whether it was slow to take an answer while others needed its memory.
 pub(super) struct ConnectionShare {
-    /// Which connection it is of.
+    /// The number of its connection.
     number: u64,
     pub(super) lines: PermitLines,
     /// Has a permit for each of its requests that may wait for a busy log, which is one that another request is at work on.

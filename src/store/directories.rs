@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a directory is that has a name as a log has it.
+/// What a directory is whose name could be a log's.
 enum Found {
     /// A log, or the rest of one. What is known by its names and its settings may make it unusable.
     Log { is_unusable: bool },
@@ -45,10 +45,10 @@ impl Found {
 /// How long the directories of a store are looked at when it is opened.
 const LOOKING: Duration = Duration::from_secs(2);
 
-/// Looks at the directories of these entries: removes those of what is no log, and marks those of logs that cannot be
-/// used. On another thread, so that a disk that hangs under one of them does not keep the store from being opened: a
-/// directory that was not looked at within [`LOOKING`] counts as a log, which it is found to be, or not, when it is
-/// used. In a simulation this thread looks, so that the order of operations does not depend on a clock.
+/// Looks at the directories of these entries: removes the entries of directories that are not logs, and marks those of
+/// logs that cannot be used. On another thread, so that a disk that hangs under one of them does not keep the store from
+/// being opened: a directory that was not looked at within [`LOOKING`] counts as a log. Whether it is one is found out
+/// when it is used. In a simulation this thread looks, so that the order of operations does not depend on a clock.
 pub(super) fn look(env: &Environment, dir: &Path, entries: &mut BTreeMap<String, Arc<Entry>>) {
     let names: Vec<_> = entries.keys().cloned().collect();
     let (looked, found) = crossbeam::channel::bounded(names.len());

@@ -69,8 +69,8 @@ impl Helpers {
     #[cfg(all(any(test, fuzzing), not(loom)))]
     pub(super) const NONE: Self = Self(None);
 
-    /// Has something done, and waits a moment for it. It is not done if `busy` says that what was to be done for the same
-    /// thing before goes on, or if too many helpers are held up.
+    /// Has a chore done, and waits a moment for it. It is not done if `busy` says that an earlier chore for the same thing
+    /// is still going on, or if too many helpers are held up.
     fn help(&mut self, busy: &Arc<AtomicBool>, chore: impl FnOnce() + Send + 'static) {
         let Some(threads) = &mut self.0 else { return chore() };
         threads.retain(|thread| !thread.is_finished());

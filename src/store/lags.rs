@@ -12,7 +12,7 @@ impl Store {
             let entries = read_lock(&self.inner.entries);
             entries.values().filter_map(|entry| entry.open.load_full()).collect()
         };
-        let mut least = 0; // what is nearer than this is not among them
+        let mut least = 0; // cursors that are less far behind than this are not among them
         for log in open {
             log.each_cursor(|name, offset| {
                 let lag = log.lag_of(offset);

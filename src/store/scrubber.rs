@@ -88,8 +88,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Waits for as long as so many bytes may take. `false` if the store is being closed. Time lost to a slow disk is
-    /// not made up.
+    /// Waits for as long as reading this many bytes may take. `false` if the store is being closed. Time lost to a slow
+    /// disk is not made up.
     pub(super) fn pass(&mut self, bytes: u64) -> bool {
         let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         self.due = self.due.max(Instant::now()) + takes;

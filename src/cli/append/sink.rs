@@ -31,7 +31,7 @@ impl Appended {
         self.last_offset = Some(first + records - 1);
     }
 
-    /// Of what was appended, one record behind the other, only those before this offset are stored.
+    /// What of it is stored, if only the records before this offset are. They follow each other in the log.
     fn limited_to(self, end: u64) -> Self {
         let first_offset = self.first_offset.filter(|&first| first < end);
         let last_offset = first_offset.and(self.last_offset).map(|last| last.min(end - 1));

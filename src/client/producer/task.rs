@@ -107,7 +107,7 @@ impl<'a> Trying<'a> {
 /// How long a batch waits at first, and at the most, before it is sent again because its predecessors were not there. It
 /// waits no longer once one of them is stored.
 const AHEAD: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(2);
-/// How long after giving up everything that is held is tried again.
+/// How long the task waits after it has given up, until it tries everything again that it holds.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Sends a batch until it is stored, or is not worth trying any more. `may_be_stored` is set from each attempt on,
@@ -437,7 +437,8 @@ fn fate(sequence: u64, sent_in: &Epoch, begun: &BegunEpoch) -> Fate {
     }
 }
 
-/// Continues in an epoch that has begun: what is known to be stored of the last one is done, the rest gets new numbers.
+/// Continues in an epoch that has begun. The batches of the last one that are known to be stored are done, the others get
+/// new numbers.
 fn continue_in(shared: &Shared, begun: BegunEpoch) {
     let mut state = shared.state();
     let first = state.log_id.get_or_insert_with(|| begun.log_id.clone());

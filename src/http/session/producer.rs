@@ -41,7 +41,7 @@ fn skips(first: Option<u64>, stored: u64, epoch: u32) -> Result<u64, Problem> {
     })
 }
 
-/// The producer that a session is to be of.
+/// The producer as which a session is to append.
 pub(in crate::http) struct WantedProducer {
     id: String,
     /// Which of the producer's records is the first of the body, if it says so.

@@ -41,7 +41,7 @@ pub(super) struct Source {
     left: Bytes,
     /// How many bytes of it are taken next; 0 if it has no whole record.
     next: usize,
-    /// The beginning of a record. Nothing is left then.
+    /// The beginning of a record. While there is one, `left` is empty.
     begun: Option<Begun>,
     /// Whether nothing has been taken yet.
     is_first: bool,

@@ -18,12 +18,12 @@ pub(in crate::log) const ASIDE: &str = ".damaged";
 /// The suffix of torn ends that opening cuts off and keeps.
 pub(super) const TORN: &str = ".torn";
 
-/// The file beside the segments with what is known about producers up to some offset. Like the next ones, it is always
-/// replaced as a whole.
+/// The file beside the segments with what is known about producers up to some offset. It is always replaced as a whole,
+/// like the two below.
 pub(in crate::log) const PRODUCERS: &str = "producers.json";
 /// The file beside the segments with the positions of consumers.
 pub(in crate::log) const CURSORS: &str = "cursors.json";
-/// The file with the log's settings, of a store that keeps the log as one of many.
+/// The file with the log's settings, if the log is one of a store's.
 pub(crate) const SETTINGS: &str = "log.json";
 
 /// Whether a log's directory may have a file of this name.

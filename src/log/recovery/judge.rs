@@ -45,7 +45,7 @@ pub(in crate::log) enum State {
 
 /// What is known about a segment besides its frames.
 pub(super) struct Known {
-    /// If its header is not its own, the file's full length is not known.
+    /// Where its header is from. If it is not its own, the file's full length is not known.
     pub(super) source: HeaderSource,
     /// The footer at the end of the file, if it verifies.
     pub(super) footer: Option<Footer>,

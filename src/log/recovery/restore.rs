@@ -160,7 +160,7 @@ struct Restorer<'a> {
     names_are_durable: bool,
 }
 
-/// A backing of which the frames are needed.
+/// A backing whose frames are needed.
 struct ToRead {
     name: String,
     key: frame::Key,
@@ -196,7 +196,7 @@ fn sealed_as<'a>(survey: &'a Survey, backing: &LeftBacking) -> Option<&'a Survey
 fn goes_on(backings: &BackingDir, backing: &LeftBacking, segment: &SurveyedSegment) -> bool {
     let words = words_of(segment).unwrap_or(0);
     let mut next = [0; frame::HEAD];
-    // What cannot be read there is read again, and reported, with all of it.
+    // After an error all of it is read, and what cannot be read is reported then.
     let Ok(read) = backings.read_at(&backing.name, frame::in_bytes(words) as u64, &mut next) else {
         return true;
     };

@@ -73,7 +73,7 @@ impl SurveyedSegment {
     }
 }
 
-/// Looks at everything in `dir`, and changes nothing. Reads only segments that are not sealed.
+/// Looks at everything in `dir`, and changes nothing. Reads the frames only of segments that are not sealed.
 pub(super) fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, Error> {
     look(disk, dir, false, &mut |_, _| ())
 }
