@@ -163,7 +163,7 @@ fn run(cli: &Cli) -> Outcome {
 /// Runs `serve` with the settings from its file and from environment variables with old names.
 fn serve_with_settings(serve: &serve::Serve) -> Outcome {
     let mut command = Cli::command();
-    let mut settings = take_serve(&mut command);
+    let mut settings = serve_command(&mut command);
     if let Some(path) = &serve.config {
         settings = config::with_file(settings, path)?;
     }
@@ -185,7 +185,7 @@ fn counted(count: u64, one: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
-fn take_serve(command: &mut clap::Command) -> clap::Command {
+fn serve_command(command: &mut clap::Command) -> clap::Command {
     command.find_subcommand("serve").cloned().unwrap_or_default()
 }
 
@@ -224,14 +224,14 @@ fn must_be_log(dir: &std::path::Path) -> Result<(), Failure> {
 /// The owner of the log's newest file, and so the user that its server ran as, if it is not the user of this process.
 fn other_owner(dir: &std::path::Path) -> std::io::Result<Option<u32>> {
     use std::os::unix::fs::MetadataExt;
-    let mut newest = std::fs::metadata(dir)?.uid();
+    let mut owner = std::fs::metadata(dir)?.uid();
     let mut last = None;
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = Some(entry.file_name()).filter(|name| name.as_encoded_bytes().ends_with(b".seg"));
         if name > last {
-            (newest, last) = (entry.metadata()?.uid(), name);
+            (owner, last) = (entry.metadata()?.uid(), name);
         }
     }
-    Ok(Some(newest).filter(|&uid| uid != rustix::process::geteuid().as_raw()))
+    Ok(Some(owner).filter(|&uid| uid != rustix::process::geteuid().as_raw()))
 }

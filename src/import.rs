@@ -271,7 +271,7 @@ impl<R: BufRead> Source<R> {
             let most = self.record_bytes.saturating_add(1); // which is too large
             if self.split == Split::Whole {
                 self.from.by_ref().take(most).read_to_end(record)?;
-                self.read(record);
+                self.note_read(record);
             } else {
                 let is_first = self.progress.bytes == 0;
                 self.take_line(record, most.saturating_add(LINE_END_BYTES))?;
@@ -319,8 +319,8 @@ impl<R: BufRead> Source<R> {
         if value.len() < length as usize {
             return Err(cut());
         }
-        self.read(&prefix);
-        self.read(value);
+        self.note_read(&prefix);
+        self.note_read(value);
         (self.json, self.progress.open) = (json, false);
         self.progress.records += 1;
         Ok(true)
@@ -336,7 +336,7 @@ impl<R: BufRead> Source<R> {
     /// Reads up to and including the next line end, but no more than `most` bytes.
     fn take_line(&mut self, line: &mut Vec<u8>, most: u64) -> io::Result<()> {
         self.from.by_ref().take(most).read_until(b'\n', line)?;
-        self.read(line);
+        self.note_read(line);
         self.lines += u64::from(!line.is_empty());
         if line.last() == Some(&b'\n') {
             self.progress.open = false;
@@ -344,7 +344,7 @@ impl<R: BufRead> Source<R> {
         Ok(())
     }
 
-    fn read(&mut self, bytes: &[u8]) {
+    fn note_read(&mut self, bytes: &[u8]) {
         self.progress.bytes += bytes.len() as u64;
         self.progress.crc = crc32c::crc32c_append(self.progress.crc, bytes);
     }

@@ -211,12 +211,12 @@ impl Store {
         if entry.open.load().is_none() {
             self.inner.close_idlest(1);
         }
-        let opened = self.inner.opened(name, &entry);
+        let opened = self.inner.get_or_open(name, &entry);
         if !matches!(&opened, Err(Error::Log(error)) if error.is_transient()) {
             return opened;
         }
         self.inner.close_idlest(self.inner.options.open_logs); // closing them frees descriptors and memory
-        self.inner.opened(name, &entry)
+        self.inner.get_or_open(name, &entry)
     }
 
     /// Creates a log, which is durable on return; returns `false` if it existed already with the same settings.
@@ -308,11 +308,11 @@ impl Store {
         }
         let to = self.inner.temporary_dir(name);
         // Set before the files are moved: a thread that then fails to find a file can tell why.
-        let say = |deleted| {
+        let set_deleted = |deleted| {
             entry.open.load().iter().for_each(|open| open.deleted.store(deleted, Ordering::Release));
         };
-        say(true);
-        self.inner.rename_deleted(name, &to).inspect_err(|_| say(false))?;
+        set_deleted(true);
+        self.inner.rename_deleted(name, &to).inspect_err(|_| set_deleted(false))?;
         // From here on the log is gone. It is not put back if an error follows: it might be deleted all the same after a
         // crash, together with what it has acknowledged meanwhile.
         if let Some(open) = entry.open.swap(None) {

@@ -10,7 +10,7 @@ use super::{
     settings::SettingsFlags,
     signals::{self, Interrupted, Signals},
     size, stderr, stdout,
-    target::{At, Target, block_on},
+    target::{Target, TargetFlags, block_on},
 };
 use clap::ValueEnum;
 use indicatif::ProgressBar;
@@ -83,7 +83,7 @@ pub(super) struct Append {
     #[command(flatten)]
     settings: SettingsFlags,
     #[command(flatten)]
-    at: At,
+    at: TargetFlags,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -129,7 +129,7 @@ struct Done {
 }
 
 /// A log that records can be appended to, and what is known of it.
-enum Place<'a> {
+enum Destination<'a> {
     Server(&'a Client),
     /// With the bytes of its segments.
     Directory(Arc<OpenLog>, u64),
@@ -311,8 +311,8 @@ impl Append {
 
     /// Appends. What was read is stored before the command ends, also on SIGINT and SIGTERM.
     async fn append(&self, target: &Target, input: Input) -> Result<Done, Failure> {
-        let place = match target {
-            Target::Server(client) => Place::Server(client),
+        let destination = match target {
+            Target::Server(client) => Destination::Server(client),
             // This blocks: until it is done, a signal ends the process.
             Target::Directory(store) => {
                 if self.create {
@@ -320,12 +320,12 @@ impl Append {
                 }
                 let log = store.get(&self.log)?;
                 let segment_bytes = log.settings().segment_bytes.unwrap_or(store.options().log.segment_bytes);
-                Place::Directory(log, segment_bytes)
+                Destination::Directory(log, segment_bytes)
             }
         };
         let mut signals = Signals::new()?;
         let begun = tokio::select! {
-            begun = self.begin(target, place, input) => begun?,
+            begun = self.begin(target, destination, input) => begun?,
             signal = signals.next() => {
                 return Err(Interrupted { signal, what: "interrupted before anything was appended" }.into());
             }
@@ -353,11 +353,16 @@ impl Append {
     }
 
     /// Finds out what is known of the log and the import, and begins to read.
-    async fn begin(&self, target: &Target, place: Place<'_>, input: Input) -> Result<Begun, Failure> {
+    async fn begin(
+        &self,
+        target: &Target,
+        destination: Destination<'_>,
+        input: Input,
+    ) -> Result<Begun, Failure> {
         let patience = Duration::from_secs(self.patience);
         let mut lasting: Pin<Box<dyn Future<Output = _>>> = Box::pin(std::future::pending());
-        let (sink, mark, settings, fits) = match place {
-            Place::Server(client) => {
+        let (sink, mark, settings, fits) = match destination {
+            Destination::Server(client) => {
                 if self.create {
                     patiently(patience, async || self.create(target).await).await?;
                 }
@@ -378,7 +383,7 @@ impl Append {
                 let fits = begun.max_record_bytes();
                 (Sink::Server(producer), begun.mark, settings, fits)
             }
-            Place::Directory(log, segment_bytes) => {
+            Destination::Directory(log, segment_bytes) => {
                 let begun = self.import.as_ref().map(|name| log.begin_epoch(name)).transpose()?;
                 let (epoch, mark) = begun.map_or((0, None), |begun| (begun.epoch, begun.mark));
                 let producer = self.import.clone().map(|name| (name, epoch));

@@ -23,7 +23,7 @@ use super::{
     failure::{Failure, Said},
     signals::{self, Interrupted, Signals},
     size, stdout,
-    target::{At, Target, block_on},
+    target::{Target, TargetFlags, block_on},
 };
 use batches::Spread;
 use clap::ValueEnum;
@@ -107,7 +107,7 @@ pub(super) struct Bench {
     html: Option<PathBuf>,
     #[command(flatten)]
     #[serde(skip)]
-    at: At,
+    at: TargetFlags,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

@@ -4,7 +4,7 @@ use super::{
     Outcome,
     failure::Failure,
     start, stderr, stdout,
-    target::{At, Expected, block_on},
+    target::{Expected, TargetFlags, block_on},
 };
 use clap::Subcommand;
 use millstream::client::{CursorInfo, StartAt};
@@ -24,7 +24,7 @@ pub(super) struct Cursors {
     #[arg(long, global = true)]
     pub(super) json: bool,
     #[command(flatten)]
-    at: At,
+    at: TargetFlags,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,7 +5,7 @@ use super::{
     failure::{Failure, Said},
     settings::SettingsFlags,
     stderr, stdout,
-    target::{At, Target, block_on},
+    target::{Target, TargetFlags, block_on},
 };
 use clap::Subcommand;
 use millstream::{client::LogInfo, store::LogSettings};
@@ -24,7 +24,7 @@ pub(super) struct Logs {
     #[arg(long, global = true)]
     pub(super) json: bool,
     #[command(flatten)]
-    at: At,
+    at: TargetFlags,
 }
 
 #[derive(Debug, Subcommand)]

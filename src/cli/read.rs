@@ -3,9 +3,9 @@
 use super::{
     Outcome, Usage,
     failure::{Failure, Said},
-    start::{self, Begin},
+    start::{self, StartFlags},
     stderr, stdout,
-    target::{At, Target, block_on},
+    target::{Target, TargetFlags, block_on},
 };
 use millstream::{
     client::{self, Record, StartAt},
@@ -26,11 +26,11 @@ pub(super) struct Read {
     /// The log
     log: String,
     #[command(flatten)]
-    begin: Begin,
+    begin: StartFlags,
     #[command(flatten)]
     pub(super) what: What,
     #[command(flatten)]
-    at: At,
+    at: TargetFlags,
 }
 
 /// Which records are printed from the beginning on, and how: `read` and `tail` take the same.
@@ -100,11 +100,11 @@ pub(super) struct Tail {
     #[arg(short = 'n', long, default_value_t = 10, conflicts_with_all = ["offset", "since", "cursor"])]
     lines: u64,
     #[command(flatten)]
-    begin: Begin,
+    begin: StartFlags,
     #[command(flatten)]
     pub(super) what: What,
     #[command(flatten)]
-    at: At,
+    at: TargetFlags,
 }
 
 impl Read {

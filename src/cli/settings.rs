@@ -13,7 +13,7 @@ pub(super) struct SettingsFlags {
     durability: Option<DurabilityArg>,
     /// What the values must be
     #[arg(long, value_enum)]
-    values: Option<Kind>,
+    values: Option<ValuesArg>,
     /// Drop the oldest segments while the log's files take more than this many bytes, such as 10GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     retention_bytes: Option<u64>,
@@ -29,7 +29,7 @@ pub(super) struct SettingsFlags {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Kind {
+enum ValuesArg {
     /// Any bytes
     Any,
     /// JSON only
@@ -46,8 +46,8 @@ impl SettingsFlags {
     pub(super) fn over(&self, mut settings: LogSettings) -> LogSettings {
         if let Some(values) = self.values {
             settings.values = match values {
-                Kind::Any => Values::Any,
-                Kind::Json => Values::Json,
+                ValuesArg::Any => Values::Any,
+                ValuesArg::Json => Values::Json,
             };
         }
         settings.durability = self.durability.map(Into::into).or(settings.durability);

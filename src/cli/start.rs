@@ -8,7 +8,7 @@ use millstream::{
 
 /// The flags that say where to begin.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Begin {
+pub(super) struct StartFlags {
     /// Where to begin: an offset, -K for the last K records, earliest, or latest, which is after the last record
     #[arg(long, allow_hyphen_values = true, conflicts_with_all = ["since", "cursor"])]
     offset: Option<StartAt>,
@@ -37,7 +37,7 @@ fn time(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-impl Begin {
+impl StartFlags {
     /// Where that is; `otherwise` if no flag says it.
     pub(super) async fn at(
         &self,

@@ -11,16 +11,16 @@ pub(super) fn line(line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
 
 /// Writes by `print`, and sees to it that all of it is written, unless nobody reads any more.
 pub(super) fn write(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
-    is_read(print).map(drop)
+    write_if_read(print).map(drop)
 }
 
 /// Like [`write`], but ends the process if nobody reads any more: for commands that would otherwise go on.
 pub(super) fn write_or_end(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
-    if is_read(print)? { Ok(()) } else { std::process::exit(0) }
+    if write_if_read(print)? { Ok(()) } else { std::process::exit(0) }
 }
 
 /// Writes by `print`; returns whether anybody still reads.
-fn is_read(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<bool, Failure> {
+fn write_if_read(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<bool, Failure> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     match print(&mut out).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),

@@ -16,7 +16,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 /// The flags that choose the target.
 #[derive(Debug, Clone, Args)]
-pub(super) struct At {
+pub(super) struct TargetFlags {
     /// The server's address [env: `MILLSTREAM_URL`] [default: `http://127.0.0.1:4437`]
     // The variables are not clap's, for which they would contradict the flags.
     #[arg(long, global = true)]
@@ -47,7 +47,7 @@ pub(super) enum Target {
     Directory(Box<Store>),
 }
 
-impl At {
+impl TargetFlags {
     /// A flag goes before a variable, and an address before a directory: where a variable names the directory of a server,
     /// another one may name the address by which others use it.
     fn place(&self) -> Result<Place, Failure> {

@@ -31,7 +31,7 @@ pub struct Tail {
     /// The query of the next request, without what makes it wait.
     query: String,
     log_id: Option<String>,
-    damaged: &'static str,
+    damaged_query: &'static str,
     ready: VecDeque<Record>,
     fetching: Option<Fetching>,
     trouble: Trouble,
@@ -47,7 +47,7 @@ impl Tail {
             log: log.to_owned(),
             query: query(start),
             log_id: None,
-            damaged: "",
+            damaged_query: "",
             ready: VecDeque::new(),
             fetching: None,
             trouble: Trouble::new(None),
@@ -73,7 +73,7 @@ impl Tail {
     /// Passes records that are damaged, or that the disk cannot read, instead of ending with [`Error::Damaged`].
     #[must_use]
     pub fn skip_damaged(mut self) -> Self {
-        self.damaged = "&damaged=skip";
+        self.damaged_query = "&damaged=skip";
         self
     }
 
@@ -102,7 +102,7 @@ impl Tail {
                 // Only then does it wait: the first answer says where the log ends, and which log it is.
                 let wait = if log_id.is_some() { client.wait() } else { String::new() };
                 let id = log_id.as_ref().map_or_else(String::new, |id| format!("&log_id={id}"));
-                let query = format!("{query}&limit=10000{}{id}", self.damaged);
+                let query = format!("{query}&limit=10000{}{id}", self.damaged_query);
                 let (client, log, trouble) = (client.clone(), log.clone(), trouble.clone());
                 Box::pin(async move { client.page_with_retries(&log, &query, &wait, &trouble).await })
             });

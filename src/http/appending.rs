@@ -83,7 +83,7 @@ impl Context {
         if cost < OFFLOAD_BYTES {
             let attempt = || ready(Ok(append(log, &values, WaitFor::Nothing)));
             let done = when_there_is_room(limit, || log.room(), attempt).await?;
-            return self.seen(log, done).await;
+            return self.when_visible(log, done).await;
         }
         let values = Arc::new(values);
         let attempt = || {
@@ -92,13 +92,13 @@ impl Context {
             self.for_client(share, Kind::Append, limit, run)
         };
         let done = Box::pin(when_there_is_room(limit, || log.room(), attempt)).await?;
-        self.seen(log, done).await
+        self.when_visible(log, done).await
     }
 
     /// If an append is refused because of what is in the log, the answer waits until readers can see that content.
     /// Otherwise a client that was told the next offset could read and find fewer records, and after a crash they might
     /// never have existed.
-    async fn seen<T>(&self, log: &Arc<OpenLog>, done: Result<T, Error>) -> Result<T, Problem> {
+    async fn when_visible<T>(&self, log: &Arc<OpenLog>, done: Result<T, Error>) -> Result<T, Problem> {
         if let Err(Error::Unexpected { .. } | Error::ProducerOutOfOrder { .. } | Error::NotARepeat { .. }) =
             &done
             && let Some(last) = log.next_offset().checked_sub(1)

@@ -32,13 +32,13 @@ pub(super) struct DurabilityWaiters {
 }
 
 /// A request's place in the queue of an opening of a log, if it has one. Dropping it leaves the queue.
-struct Place<'a> {
+struct QueuePlace<'a> {
     waiters: &'a DurabilityWaiters,
     log: u64,
     key: (u64, u64),
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         if let Some(queue) = self.waiters.lock().get_mut(&self.log) {
             queue.remove(&self.key);
@@ -54,7 +54,7 @@ impl DurabilityWaiters {
     /// Waits until the record at `offset` is durable.
     pub(super) async fn durable(self: &Arc<Self>, log: &Arc<OpenLog>, offset: u64) -> Result<(), Error> {
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed); // only to be unlike any other
-        let place = Place { waiters: self, log: log.number(), key: (offset, ticket) };
+        let place = QueuePlace { waiters: self, log: log.number(), key: (offset, ticket) };
         poll_fn(|context| {
             let is_durable = || log.durable_offset() > offset;
             if is_durable() {

@@ -42,7 +42,7 @@ use super::{
     unsent::{SocketAddresses, Unsent},
 };
 use crate::{reports::Rarely, sync::lock};
-use eviction::{Doing, eviction_rank, moves};
+use eviction::{Doing, eviction_rank, is_progress};
 pub(super) use exchange::{Exchange, RequestBody, ResponseBody};
 use sending::Sending;
 use since::Since;
@@ -446,7 +446,7 @@ impl Connection {
     /// Records that `bytes` more of a body have arrived.
     fn arrived(&self, bytes: u64) {
         let bytes = bytes + self.arrived.fetch_add(bytes, Ordering::Relaxed);
-        if moves(bytes, self.all.now().saturating_sub(self.touched.load(Ordering::Relaxed))) {
+        if is_progress(bytes, self.all.now().saturating_sub(self.touched.load(Ordering::Relaxed))) {
             self.arrived.store(0, Ordering::Relaxed);
             self.touch();
         }

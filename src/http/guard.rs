@@ -139,8 +139,8 @@ impl Guard {
         if !is_name(name) {
             return false; // whatever it ends with
         }
-        let one = !name.is_empty() && !name.contains('.');
-        is_or_is_below("localhost", name) || (!self.loopback && one) || self.is_named(name)
+        let is_one_label = !name.is_empty() && !name.contains('.');
+        is_or_is_below("localhost", name) || (!self.loopback && is_one_label) || self.is_named(name)
     }
 
     fn is_named(&self, name: &str) -> bool {

@@ -265,7 +265,7 @@ async fn page(
         // A longer answer is sent piece by piece, without a length.
         (end, only_head(length.filter(|length| *length < MAX_WHOLE_BYTES as u64)))
     } else {
-        begun(context, asker.share, log, reading).await?
+        end_and_body(context, asker.share, log, reading).await?
     };
     let mut answer = Response::new(body);
     let headers = answer.headers_mut();
@@ -278,7 +278,7 @@ async fn page(
 }
 
 /// Where a range ends, and a body that is all of it or sends it piece by piece.
-async fn begun(
+async fn end_and_body(
     context: &Arc<Context>,
     share: &Arc<ConnectionShare>,
     log: &Arc<OpenLog>,
@@ -288,7 +288,7 @@ async fn begun(
     let mut pieces = VecDeque::new();
     let mut bytes = 0;
     let done = loop {
-        // Boxed, as in `Sending::make_next`: little memory is to be held by requests that wait to look for the end.
+        // Boxed, as in `RangeInPieces::make_next`: little memory is to be held by requests that wait to look for the end.
         let rest = reading.rest();
         let (next, piece, done) = match Box::pin(reading.piece(context, share, log, patience)).await {
             Err(problem) if problem.is_overload() && !pieces.is_empty() => {
@@ -314,8 +314,8 @@ async fn begun(
     // A large range: find out where it ends, which the head has to say, then send it as the client takes it.
     let (end, reading) = reading.with_known_end(context, share).await?;
     let (context, share, log) = (Arc::clone(context), Arc::clone(share), Arc::clone(log));
-    let sending = Sending { context, share, log, reading, pieces, done: false };
-    Ok((end, piece_by_piece(sending, Sending::next)))
+    let rest = RangeInPieces { context, share, log, reading, pieces, done: false };
+    Ok((end, piece_by_piece(rest, RangeInPieces::next)))
 }
 
 /// An answer whose pieces all exist.
@@ -350,7 +350,7 @@ impl hyper::body::Body for Pieces {
 
 /// A range that is sent piece by piece, no faster than the client takes it. If there is no memory for the next piece,
 /// waits for some.
-struct Sending {
+struct RangeInPieces {
     context: Arc<Context>,
     share: Arc<ConnectionShare>,
     log: Arc<OpenLog>,
@@ -361,7 +361,7 @@ struct Sending {
     done: bool,
 }
 
-impl Sending {
+impl RangeInPieces {
     /// The next piece. The head has been sent: after an error, all that can be done is to break off.
     async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
         loop {

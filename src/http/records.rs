@@ -156,12 +156,12 @@ pub(super) async fn append(
         }
         session::check_format(format)?;
         let producer = session::WantedProducer::parse(request.headers())?;
-        let asks = request.headers().contains_key(EXPECT);
+        let expects_continue = request.headers().contains_key(EXPECT);
         let body = request.into_body();
         let check = || producer.as_ref().map_or(Ok(()), session::WantedProducer::check_first);
         let log = log_of(context, asker.share, name, log_id, check).await?;
         let wanted = session::SessionRequest { format, ack, producer };
-        return session::begin(context, asker.share, log, wanted, body, asks).await;
+        return session::begin(context, asker.share, log, wanted, body, expects_continue).await;
     }
     let named = named_batch(request.headers())?;
     let body = request.into_body(); // so that the header section is not held while waiting

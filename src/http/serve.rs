@@ -148,8 +148,8 @@ fn answer(
     }
     let context = Arc::clone(context);
     let exchange = Exchange::begin(connection);
-    let asks = request.headers().contains_key(EXPECT);
-    let request = request.map(|body| RequestBody::new(body, &exchange, asks));
+    let expects_continue = request.headers().contains_key(EXPECT);
+    let request = request.map(|body| RequestBody::new(body, &exchange, expects_continue));
     async move {
         let mut answer: Answer = if too_many_fields {
             Problem::new(Code::HeaderTooLarge, HEADER_TOO_LARGE).into_response()

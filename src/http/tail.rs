@@ -118,7 +118,7 @@ impl From<Error> for End {
 impl Tail {
     /// The next piece of the answer; `None` once it has ended. Polled when the connection has room for it.
     async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
-        if self.left_lying() {
+        if self.is_too_slow() {
             return Ok(Some((self.last_event(&End::Dropped), self)));
         }
         self.asked = true;
@@ -144,7 +144,7 @@ impl Tail {
     }
 
     /// Whether the connection has had no room for longer than allowed.
-    fn left_lying(&self) -> bool {
+    fn is_too_slow(&self) -> bool {
         self.stage == Stage::Following && !self.asked && self.given.elapsed() > self.patience
     }
 

@@ -238,7 +238,7 @@ impl Reader {
     /// As [`read_next`](Self::read_next).
     pub(crate) fn peek(&mut self) -> Result<Option<Ahead>, Error> {
         let offset = self.next;
-        if !self.has_source_of(offset)? {
+        if !self.find_visible(offset)? {
             return Ok(None);
         }
         let number = (offset - self.from) as u32;
@@ -273,7 +273,7 @@ impl Reader {
     /// As [`read_next`](Self::read_next).
     pub(crate) fn read_one(&mut self) -> Result<Option<Record>, Error> {
         let offset = self.next;
-        if !self.has_source_of(offset)? {
+        if !self.find_visible(offset)? {
             return Ok(None);
         }
         let Some(source) = &self.source else { return Err(Error::Damaged { offset }) };
@@ -295,7 +295,7 @@ impl Reader {
     #[inline]
     fn step(&mut self) -> Result<Option<Step<'_>>, Error> {
         let offset = self.next;
-        if !self.has_source_of(offset)? {
+        if !self.find_visible(offset)? {
             return Ok(None);
         }
         self.next = offset + 1;
@@ -326,7 +326,7 @@ impl Reader {
 
     /// Whether the record at `offset` is visible; then the reader is where it is.
     #[inline]
-    fn has_source_of(&mut self, offset: u64) -> Result<bool, Error> {
+    fn find_visible(&mut self, offset: u64) -> Result<bool, Error> {
         Ok((self.from..self.until).contains(&offset) || self.find(offset)?)
     }
 

@@ -112,7 +112,7 @@ pub(crate) fn repair_on(
     }
     for Filling { header, frames, scan, .. } in fillings {
         let path = dir.join(file::name(header.base));
-        store(disk, dir, &header, &frames[..frame::in_bytes(scan.words)], &scan)
+        write_sealed(disk, dir, &header, &frames[..frame::in_bytes(scan.words)], &scan)
             .map_err(Error::io("write from memory", &path))?;
     }
     for lost in lost {
@@ -136,9 +136,9 @@ fn mark_lost(
     // As old as the segment after it, so that retention drops it along with that one, and no earlier.
     let next = segments.iter().find(|segment| segment.header.base >= gap.end);
     let created = next.map_or_else(now, |next| next.header.created);
-    let header = Header { log, base: gap.start, capacity: BLOCK, created, secret }; // see `write`
-    let frames = (0..count).map(|record| (lost(record, 0), &[][..]));
-    write(disk, dir, &header, frames, None).map_err(Error::io("fill the gap with", &path))
+    let header = Header { log, base: gap.start, capacity: BLOCK, created, secret }; // see `write_frames`
+    let frames = (0..count).map(|record| (lost_stamp(record, 0), &[][..]));
+    write_frames(disk, dir, &header, frames, None).map_err(Error::io("fill the gap with", &path))
 }
 
 /// An error if the damage is beyond repair.
@@ -224,7 +224,7 @@ fn capacity_for(frames: u64, records: u64) -> Option<u64> {
 }
 
 /// The mark of a lost record. `time` is that of the record before it, so that times are in order.
-fn lost(record: u32, time: u64) -> Stamp {
+fn lost_stamp(record: u32, time: u64) -> Stamp {
     Stamp { record, behind: 0, time, flags: LOST }
 }
 
@@ -243,13 +243,13 @@ fn write_zeros(disk: &dyn Disk, path: &Path) -> io::Result<()> {
 }
 
 /// The bytes of a segment's file, with zeros where the disk cannot read them.
-struct Copy {
+struct FileCopy {
     head: Aligned,
     region: Region,
     length: u64,
 }
 
-impl Copy {
+impl FileCopy {
     fn of(disk: &dyn Disk, path: &Path) -> io::Result<Self> {
         let source = disk.open(path, false)?;
         let length = source.len()?;
@@ -270,7 +270,7 @@ impl Copy {
     }
 }
 
-impl PartialEq for Copy {
+impl PartialEq for FileCopy {
     fn eq(&self, other: &Self) -> bool {
         self.length == other.length && self.head[..] == other.head[..] && self.region[..] == other.region[..]
     }
@@ -280,10 +280,10 @@ impl PartialEq for Copy {
 fn keep_aside(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment) -> Result<PathBuf, Error> {
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
     let of_it = format!("{}.", file::name(segment.header.base));
-    let own = Copy::of(disk, &segment.path).map_err(Error::io("read", &segment.path))?;
+    let own = FileCopy::of(disk, &segment.path).map_err(Error::io("read", &segment.path))?;
     for name in names.iter().filter(|name| name.starts_with(&of_it) && name.ends_with(recovery::ASIDE)) {
         let path = dir.join(name);
-        if Copy::of(disk, &path).map_err(Error::io("read", &path))? == own {
+        if FileCopy::of(disk, &path).map_err(Error::io("read", &path))? == own {
             disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
             return Ok(path);
         }
@@ -317,7 +317,7 @@ fn rewrite(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment, mended: &Mend
     let frames = positions.iter().enumerate().map(|(record, position)| {
         let kept =
             position.and_then(|word| frame::decode(&bytes[frame::in_bytes(word)..], segment.header.key()));
-        let Some(kept) = kept else { return (lost(record as u32, time), &[][..]) };
+        let Some(kept) = kept else { return (lost_stamp(record as u32, time), &[][..]) };
         time = kept.frame.time;
         let mut stamp = kept.stamp();
         if record + 1 == positions.len() {
@@ -326,12 +326,12 @@ fn rewrite(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment, mended: &Mend
         (stamp, kept.frame.body)
     });
     // The frame of a lost record is never larger than what was there: its value is empty, so it has the smallest size.
-    write(disk, dir, &segment.header, frames, segment.footer_crc())
+    write_frames(disk, dir, &segment.header, frames, segment.footer_crc())
 }
 
-/// Writes a sealed segment with these frames, as [`store`] does. `last_crc` is the CRC of the original last frame, if
+/// Writes a sealed segment with these frames, as [`write_sealed`] does. `last_crc` is the CRC of the original last frame, if
 /// it is known: a backing that continues after it is bound to that, not to a frame that marks the record as lost.
-fn write<'a>(
+fn write_frames<'a>(
     disk: &dyn Disk,
     dir: &Path,
     header: &Header,
@@ -357,7 +357,7 @@ fn write<'a>(
         io::Error::other("what is left of it, with marks for lost records, is larger than a segment may be")
     })?;
     let capacity = other_capacity(header.capacity, capacity);
-    store(disk, dir, &Header { capacity, ..*header }, &bytes, &scan)
+    write_sealed(disk, dir, &Header { capacity, ..*header }, &bytes, &scan)
 }
 
 /// A capacity of at least `least` for a segment that had this one, and may be rewritten again: larger each time, so that no
@@ -371,7 +371,7 @@ fn other_capacity(capacity: u64, least: u64) -> u64 {
 }
 
 /// Writes a sealed segment with these frames, and gives it its name, replacing any other file. Durable on return.
-fn store(disk: &dyn Disk, dir: &Path, header: &Header, frames: &[u8], scan: &Scan) -> io::Result<()> {
+fn write_sealed(disk: &dyn Disk, dir: &Path, header: &Header, frames: &[u8], scan: &Scan) -> io::Result<()> {
     // No more room than it takes, whatever its capacity says.
     let capacity = capacity_for(frames.len() as u64, u64::from(scan.records())).unwrap_or(header.capacity);
     let file = SegmentFile::prepare(disk, dir, u64::MAX, capacity)?;

@@ -165,7 +165,7 @@ impl Inner {
         if settings.is_err() || every.is_none() {
             return;
         }
-        match self.opened(name, entry) {
+        match self.get_or_open(name, entry) {
             Ok(open) => {
                 if open.apply_retention() == Applied::Partly {
                     entry.retain_at.store(now, Ordering::Relaxed);

@@ -47,7 +47,7 @@ impl Inner {
     }
 
     /// The log of an entry; opens it if it is not open.
-    pub(super) fn opened(&self, name: &str, entry: &Arc<Entry>) -> Result<Arc<OpenLog>, Error> {
+    pub(super) fn get_or_open(&self, name: &str, entry: &Arc<Entry>) -> Result<Arc<OpenLog>, Error> {
         if let Some(open) = entry.open_log() {
             return Ok(open);
         }

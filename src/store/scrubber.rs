@@ -196,7 +196,7 @@ impl Inner {
         let mut open = entry.open_log();
         if open.is_none() {
             self.close_idlest(1);
-            match self.opened(name, entry) {
+            match self.get_or_open(name, entry) {
                 Ok(log) => *ours = Some(Opened { log: Arc::clone(open.insert(log)), used }),
                 Err(Error::Log(error)) if error.is_transient() => return Step::TryAgain,
                 Err(_) => return Step::Done, // it is reported to users of the log

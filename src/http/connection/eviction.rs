@@ -61,7 +61,7 @@ pub(super) fn eviction_rank(doing: Doing, still: u64) -> Option<u8> {
 
 /// Whether `bytes` in `time` milliseconds are progress of a body. Bytes that arrive within one tick of the coarse clock
 /// are added up.
-pub(super) fn moves(bytes: u64, time: u64) -> bool {
+pub(super) fn is_progress(bytes: u64, time: u64) -> bool {
     time > 0 && bytes >= MIN_BYTES_PER_SECOND * time / 1000
 }
 
@@ -112,8 +112,13 @@ mod tests {
     /// two requests.
     #[test]
     fn a_body_moves_from_a_floor_on_and_the_slow_go_before_those_that_were_served() {
-        assert!(!moves(1, 3_000) && !moves(1_000, 1_000) && moves(1_024, 1_000) && moves(3, 2));
-        assert!(!moves(1 << 20, 0), "what arrives in one moment is added up");
+        assert!(
+            !is_progress(1, 3_000)
+                && !is_progress(1_000, 1_000)
+                && is_progress(1_024, 1_000)
+                && is_progress(3, 2)
+        );
+        assert!(!is_progress(1 << 20, 0), "what arrives in one moment is added up");
         // In order, connections that may be the first to be closed at each of two times.
         let order = [
             (Doing::Sends, STILL_MILLIS),

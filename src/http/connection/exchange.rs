@@ -72,7 +72,7 @@ pub(in crate::http) struct RequestBody {
     /// Whether a handler is waiting for the next part of the body.
     awaited: bool,
     /// Whether the client asks before it sends the body: a body that is not wanted is not asked for.
-    asks: bool,
+    expects_continue: bool,
 }
 
 impl Body for RequestBody {
@@ -115,9 +115,15 @@ impl Body for RequestBody {
 }
 
 impl RequestBody {
-    pub(in crate::http) fn new(body: Incoming, exchange: &Exchange, asks: bool) -> Self {
+    pub(in crate::http) fn new(body: Incoming, exchange: &Exchange, expects_continue: bool) -> Self {
         let (connection, stream) = (Arc::clone(&exchange.connection), exchange.stream.as_ref());
-        Self { body: Some(body), connection, stream: stream.map(Arc::downgrade), awaited: false, asks }
+        Self {
+            body: Some(body),
+            connection,
+            stream: stream.map(Arc::downgrade),
+            awaited: false,
+            expects_continue,
+        }
     }
 
     fn awaits(&mut self, yes: bool) {
@@ -135,7 +141,7 @@ impl Drop for RequestBody {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         if let Some(http1) = self.connection.http1() {
-            let small = !self.asks && body.size_hint().lower() <= SMALL_BODY_BYTES;
+            let small = !self.expects_continue && body.size_hint().lower() <= SMALL_BODY_BYTES;
             let read = async move { small && read_small(body).await };
             *lock(&http1.unwanted) = Some(runtime.spawn(read));
             return;

@@ -168,13 +168,13 @@ impl Connections {
     /// Counts an HTTP/2 request in addition to `others` of its connection.
     pub(super) fn count(&self, others: usize) -> Count {
         let counts = [(&self.streams, Count::Accepted), (&self.refused, Count::Refused)];
-        let free = counts.into_iter().find(|(streams, _)| self.has_counted(streams, others));
+        let free = counts.into_iter().find(|(streams, _)| self.try_count(streams, others));
         free.map_or(Count::Nothing, |(_, count)| count)
     }
 
     /// Counts something as a request in flight, if requests leave room for it.
     pub(super) fn count_other(&self) -> bool {
-        self.has_counted(&self.streams, usize::MAX)
+        self.try_count(&self.streams, usize::MAX)
     }
 
     pub(super) fn count_no_more(&self, count: Count) {
@@ -187,7 +187,7 @@ impl Connections {
 
     /// Counts one more, if that is allowed. Connections that have many get what is left of the first half of all; the
     /// other half is reserved for connections that have few.
-    fn has_counted(&self, streams: &AtomicUsize, others: usize) -> bool {
+    fn try_count(&self, streams: &AtomicUsize, others: usize) -> bool {
         let most = if others < super::RESERVED_STREAMS_PER_CONNECTION {
             self.most_streams
         } else {

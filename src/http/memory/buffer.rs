@@ -11,14 +11,14 @@ pub(super) const MAX_HEAP_BYTES: usize = 64 << 10;
 /// Bytes that grow, within the budget.
 #[derive(Debug)]
 pub(in crate::http) struct Buffer {
-    place: Holds,
+    storage: Storage,
     length: usize,
     most: usize,
     grant: Grant,
 }
 
 #[derive(Debug)]
-enum Holds {
+enum Storage {
     Heap(Vec<u8>),
     Mapped(MmapMut),
 }
@@ -26,7 +26,7 @@ enum Holds {
 impl Buffer {
     /// Creates an empty buffer that can grow to `most` bytes.
     pub(in crate::http) fn new(most: usize, grant: Grant) -> Self {
-        Self { place: Holds::Heap(Vec::new()), length: 0, most, grant }
+        Self { storage: Storage::Heap(Vec::new()), length: 0, most, grant }
     }
 
     pub(in crate::http) fn len(&self) -> usize {
@@ -68,23 +68,23 @@ impl Buffer {
         let end = start + bytes.min(self.left());
         self.grant.cover(end)?;
         if end > MAX_HEAP_BYTES
-            && let Holds::Heap(heap) = &mut self.place
+            && let Storage::Heap(heap) = &mut self.storage
         {
             // Without reserving swap: only pages that are written to take memory.
             let mapped = MmapOptions::new().len(self.most).no_reserve_swap().map_anon();
             let mut mapped = mapped.map_err(|_| UsedUp)?;
             mapped[..start].copy_from_slice(&heap[..start]);
-            self.place = Holds::Mapped(mapped);
+            self.storage = Storage::Mapped(mapped);
         }
-        let space = match &mut self.place {
-            Holds::Heap(heap) => {
+        let space = match &mut self.storage {
+            Storage::Heap(heap) => {
                 if heap.len() < end {
                     heap.reserve(end - heap.len());
                     heap.resize(end, 0);
                 }
                 &mut heap[start..end]
             }
-            Holds::Mapped(mapped) => &mut mapped[start..end],
+            Storage::Mapped(mapped) => &mut mapped[start..end],
         };
         match write(space) {
             Ok(written) => {
@@ -112,18 +112,18 @@ impl Buffer {
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        match &self.place {
-            Holds::Heap(heap) => &heap[..self.length],
-            Holds::Mapped(mapped) => &mapped[..self.length],
+        match &self.storage {
+            Storage::Heap(heap) => &heap[..self.length],
+            Storage::Mapped(mapped) => &mapped[..self.length],
         }
     }
 }
 
 impl AsMut<[u8]> for Buffer {
     fn as_mut(&mut self) -> &mut [u8] {
-        match &mut self.place {
-            Holds::Heap(heap) => &mut heap[..self.length],
-            Holds::Mapped(mapped) => &mut mapped[..self.length],
+        match &mut self.storage {
+            Storage::Heap(heap) => &mut heap[..self.length],
+            Storage::Mapped(mapped) => &mut mapped[..self.length],
         }
     }
 }

@@ -170,9 +170,10 @@ impl Rest {
 /// Judges a segment. `bytes` is its file from the first frame on. Also returns how many of its records are marks of lost
 /// ones.
 pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> (State, u32) {
-    let region = known.footer.map_or(bytes.len(), |footer| frame::in_bytes(footer.words).min(bytes.len()));
-    let certain = records_for_certain(known, region);
-    let scan = scan::scan_with(&bytes[..region], header.key(), certain.unwrap_or(0));
+    let frames_end =
+        known.footer.map_or(bytes.len(), |footer| frame::in_bytes(footer.words).min(bytes.len()));
+    let certain = records_for_certain(known, frames_end);
+    let scan = scan::scan_with(&bytes[..frames_end], header.key(), certain.unwrap_or(0));
     // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
     let unmarked = known.source.mark().is_none()
         && known.records_before_next.is_none()
@@ -181,7 +182,7 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> (State, u3
         || unmarked
         || bytes.unreadable().iter().any(|bad| bad.end > frame::in_bytes(scan.words));
     let lost = scan.lost;
-    let evidence = Evidence { header, known, bytes, region, scan, unreadable };
+    let evidence = Evidence { header, known, bytes, frames_end, scan, unreadable };
     let state = match certain {
         Some(all) => evidence.judge_known(all),
         None => evidence.judge_by_frames(),
@@ -196,7 +197,7 @@ struct Evidence<'a> {
     known: &'a Known,
     bytes: Region,
     /// Where its frames end at the latest.
-    region: usize,
+    frames_end: usize,
     /// Its whole frames from the first one on.
     scan: Scan,
     unreadable: bool,
@@ -254,7 +255,7 @@ impl Evidence<'_> {
 
     /// The bytes that may be frames.
     fn frames(&self) -> &[u8] {
-        &self.bytes[..self.region]
+        &self.bytes[..self.frames_end]
     }
 
     /// The frames that are found after the whole ones.

@@ -73,13 +73,14 @@ pub(in crate::log) fn mend(
         let mut mended = Mended::No;
         // Undamaged segments are left to opening, which restores what continues them.
         if matches!(survey.segments[n].state, State::Damaged(_)) {
-            let precedes = precedes(disk, &survey.segments[..n], bases[n])?;
+            let predecessor = predecessor_at(disk, &survey.segments[..n], bases[n])?;
             let segment = &mut survey.segments[n];
             let next = bases.get(n + 1).map(|next| next - segment.header.base);
-            mended = mend_one(disk, backings, &left, segment, precedes, next)?;
+            mended = mend_segment(disk, backings, &left, segment, predecessor, next)?;
             if let State::Damaged(wreck) = &segment.state
                 && n >= last
-                && let Some(backing) = left.iter().find(|backing| is_bound(backing, segment, wreck))
+                && let Some(backing) =
+                    left.iter().find(|backing| may_continue_after_loss(backing, segment, wreck))
             {
                 return Err(backing_continues(backings, backing, segment));
             }
@@ -128,7 +129,7 @@ fn mend_after(
             && matches!(mended, Mended::No)
         {
             let next = bases.get(n + 1).map(|next| next - segment.header.base);
-            *mended = mend_one(disk, backings, &left, segment, before.predecessor_after(), next)?;
+            *mended = mend_segment(disk, backings, &left, segment, before.predecessor_after(), next)?;
         }
     }
     Ok(())
@@ -142,7 +143,7 @@ fn sorted(mut left: Vec<LeftBacking>) -> Vec<LeftBacking> {
 }
 
 /// What precedes the record at `base`, as far as these segments show.
-fn precedes(disk: &dyn Disk, segments: &[SurveyedSegment], base: u64) -> Result<Predecessor, Error> {
+fn predecessor_at(disk: &dyn Disk, segments: &[SurveyedSegment], base: u64) -> Result<Predecessor, Error> {
     if base == 0 {
         return Ok(Predecessor::Nothing);
     }
@@ -153,8 +154,8 @@ fn precedes(disk: &dyn Disk, segments: &[SurveyedSegment], base: u64) -> Result<
 }
 
 /// Whether it is known that a backing continues after this.
-fn follows(backing: &LeftBacking, precedes: Predecessor) -> bool {
-    precedes != Predecessor::Unknown && backing.predecessor == precedes
+fn is_known_to_follow(backing: &LeftBacking, predecessor: Predecessor) -> bool {
+    predecessor != Predecessor::Unknown && backing.predecessor == predecessor
 }
 
 /// What fills a gap between segments, or a part of it: all the frames of a backing.
@@ -259,8 +260,8 @@ fn next_filling(
             (Some(segment), _) => {
                 begins_with(disk, segment, &frames).map_err(Error::io("read", &segment.path))?
             }
-            (None, Some(before)) => follows(backing, before.predecessor_after()),
-            (None, None) => follows(backing, precedes(disk, &survey.segments, base)?),
+            (None, Some(before)) => is_known_to_follow(backing, before.predecessor_after()),
+            (None, None) => is_known_to_follow(backing, predecessor_at(disk, &survey.segments, base)?),
         };
         let filling = Filling { header: backing.header, frames, scan, sealed: backing.sealed };
         if continues && gap.start < filling.end() && filling.end() <= gap.end {
@@ -310,17 +311,17 @@ fn begins_with(disk: &dyn Disk, segment: &SurveyedSegment, frames: &[u8]) -> io:
         }
     };
     Ok(all.into_iter().all(|word| {
-        let range = frame_at(&bytes, word);
+        let range = frame_range(&bytes, word);
         bytes.get(range.clone()).is_some() && bytes.get(range.clone()) == frames.get(range)
     }))
 }
 
-fn mend_one(
+fn mend_segment(
     disk: &dyn Disk,
     backings: &BackingDir,
     left: &[LeftBacking],
     segment: &mut SurveyedSegment,
-    precedes: Predecessor,
+    predecessor: Predecessor,
     next: Option<u64>,
 ) -> Result<Mended, Error> {
     let is_last = next.is_none();
@@ -328,8 +329,8 @@ fn mend_one(
     for backing in of_it {
         // By this alone it is known to have the same history, if it has no record in common with the file.
         let fits = match segment.source {
-            HeaderSource::Own { .. } => !contradict(backing.predecessor, precedes),
-            HeaderSource::Reconstructed { .. } => follows(backing, precedes),
+            HeaderSource::Own { .. } => !contradict(backing.predecessor, predecessor),
+            HeaderSource::Reconstructed { .. } => is_known_to_follow(backing, predecessor),
         };
         let frames = match backings.frames(&backing.name) {
             Ok(frames) => frames,
@@ -366,7 +367,7 @@ fn is_of(backing: &LeftBacking, segment: &SurveyedSegment) -> bool {
 
 /// Whether a backing may continue after a segment that has lost records, and could not be restored once these are
 /// marked as lost.
-fn is_bound(backing: &LeftBacking, segment: &SurveyedSegment, wreck: &Wreck) -> bool {
+fn may_continue_after_loss(backing: &LeftBacking, segment: &SurveyedSegment, wreck: &Wreck) -> bool {
     let (end, base) = (segment.end(), backing.header.base);
     let crc_is_missing = wreck.survivors.end_is_missing() && segment.footer_crc().is_none();
     base > segment.header.base
@@ -454,7 +455,7 @@ impl<'a> Both<'a> {
         let mut merged = Aligned::new(length)?;
         for (from, there) in [(frames, in_backing), (bytes, in_file)] {
             for &word in there.values() {
-                let range = frame_at(from, word);
+                let range = frame_range(from, word);
                 let (Some(from), Some(to)) = (from.get(range.clone()), merged.get_mut(range)) else {
                     return Ok(None);
                 };
@@ -465,7 +466,7 @@ impl<'a> Both<'a> {
         let mut of_file = in_file.iter();
         let agrees = of_file.all(|(record, word)| in_backing.get(record).is_none_or(|other| other == word))
             && in_backing.values().all(|&word| {
-                let range = frame_at(frames, word);
+                let range = frame_range(frames, word);
                 frames.get(range.clone()) == merged.get(range)
             });
         let is_same = if in_file.is_empty() {
@@ -484,7 +485,7 @@ fn words_at(bytes: &[u8], word: u32) -> u32 {
 }
 
 /// The bytes of the frame at a word.
-fn frame_at(bytes: &[u8], word: u32) -> Range<usize> {
+fn frame_range(bytes: &[u8], word: u32) -> Range<usize> {
     let at = frame::in_bytes(word);
     at..at + frame::in_bytes(words_at(bytes, word))
 }

@@ -160,7 +160,7 @@ fn open_backings(
 }
 
 /// The least memory that is made for a chunk beside other work: less takes no longer than starting a thread.
-const MIN_BESIDE_BYTES: u64 = 1 << 20;
+const MIN_BYTES_FOR_THREAD: u64 = 1 << 20;
 
 /// Makes the content of a file durable: a process that was killed may have written it without getting to sync it. Only
 /// afterwards may it be called durable.
@@ -330,7 +330,7 @@ impl Opener<'_> {
             memory.label(&header.label(), previous.predecessor(disk, header.base));
             io::Result::Ok(memory)
         };
-        let parallel = disk.in_parallel() && header.capacity >= MIN_BESIDE_BYTES;
+        let parallel = disk.in_parallel() && header.capacity >= MIN_BYTES_FOR_THREAD;
         let (written, memory) = join(parallel, || self.resume_file(last), load);
         let (written, memory) = (written?, memory.map_err(Error::io("get memory for", dir))?);
         let chunk =

@@ -61,7 +61,7 @@ pub(super) fn restore(
     durability: Durability,
 ) -> Result<Option<Full>, Error> {
     let mut left = left_backings(disk, dir, backings, survey)?;
-    if !left.is_empty() && !may_go_on(survey) {
+    if !left.is_empty() && !may_restore(survey) {
         warn_kept(backings, left.iter().map(|backing| &*backing.name), "the log is damaged");
         return Ok(None);
     }
@@ -80,7 +80,7 @@ pub(super) fn restore(
     // While one is restored, the next one is read and scanned.
     for backing in &mut left {
         backing.needs_frames =
-            sealed_as(survey, backing).is_none_or(|segment| goes_on(backings, backing, segment));
+            sealed_as(survey, backing).is_none_or(|segment| may_have_more(backings, backing, segment));
     }
     let to_read: Vec<_> = left.iter().filter(|backing| backing.needs_frames).map(ToRead::of).collect();
     let is_small = to_read.iter().all(|to_read| to_read.capacity <= MAX_AHEAD_BYTES);
@@ -142,7 +142,7 @@ fn room_for(survey: &Survey, backings: &[LeftBacking]) -> u64 {
 }
 
 /// Whether there is no damage except what a backing may mend: in the last segment, which is not sealed.
-fn may_go_on(survey: &Survey) -> bool {
+fn may_restore(survey: &Survey) -> bool {
     let mends = |last: &SurveyedSegment| matches!(&last.state, State::Damaged(wreck) if wreck.rest == Rest::None && !wreck.unreadable);
     match survey.segments.last() {
         Some(last) if mends(last) => survey.damage.iter().all(|damage| damage.path == last.path),
@@ -193,7 +193,7 @@ fn sealed_as<'a>(survey: &'a Survey, backing: &LeftBacking) -> Option<&'a Survey
 }
 
 /// Whether a backing that was sealed may have more records than its segment has by now: that was cut, and sealed again.
-fn goes_on(backings: &BackingDir, backing: &LeftBacking, segment: &SurveyedSegment) -> bool {
+fn may_have_more(backings: &BackingDir, backing: &LeftBacking, segment: &SurveyedSegment) -> bool {
     let words = words_of(segment).unwrap_or(0);
     let mut next = [0; frame::HEAD];
     // After an error all of it is read, and what cannot be read is reported then.

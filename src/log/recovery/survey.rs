@@ -34,7 +34,7 @@ pub(super) const MAX_AHEAD_BYTES: u64 = 256 << 20;
 const OUTLINE_THREADS: usize = 4;
 
 /// The fewest segments for which threads are started: one segment takes about as long as starting one.
-const MIN_BESIDE: usize = 4 * OUTLINE_THREADS;
+const MIN_SEGMENTS_FOR_THREADS: usize = 4 * OUTLINE_THREADS;
 
 /// What a directory holds.
 pub(in crate::log) struct Survey {
@@ -191,7 +191,8 @@ fn read_outlines(
     bases: &[u64],
     damage: &mut Vec<Damage>,
 ) -> Result<Vec<Outline>, Error> {
-    let threads = if disk.in_parallel() && bases.len() >= MIN_BESIDE { OUTLINE_THREADS } else { 1 };
+    let threads =
+        if disk.in_parallel() && bases.len() >= MIN_SEGMENTS_FOR_THREADS { OUTLINE_THREADS } else { 1 };
     let outlines =
         parallel::map(threads, bases, |&base| read_outline(disk, dir.join(file::name(base)), base));
     let outlines = outlines.into_iter().collect::<Result<Vec<_>, Error>>()?;
