@@ -189,6 +189,11 @@ fn serve_command(command: &mut clap::Command) -> clap::Command {
     command.find_subcommand("serve").cloned().unwrap_or_default()
 }
 
+/// Where shared memory is, as a flag says it; `None` for "none".
+fn shm_dir(given: &std::path::Path) -> Option<&std::path::Path> {
+    Some(given).filter(|given| given.as_os_str() != "none")
+}
+
 /// Returns an error unless the directory exists: looking at a log must not create one.
 fn must_exist(dir: &std::path::Path) -> Result<(), Failure> {
     if dir.is_dir() {

@@ -14,7 +14,6 @@ pub(crate) mod shm;
 #[cfg(all(any(test, all(fuzzing, feature = "store")), not(loom)))]
 #[cfg_attr(not(test), allow(dead_code))] // tests need more of it than fuzzing does
 pub(crate) mod sim;
-#[cfg(feature = "store")]
 pub(crate) mod tree;
 
 pub(crate) use native::native;

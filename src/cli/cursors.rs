@@ -90,10 +90,7 @@ impl Cursors {
 
     fn show(&self, cursors: &[CursorInfo]) -> Result<(), Failure> {
         if self.json {
-            for cursor in cursors {
-                stdout::line(format_args!("{}", serde_json::to_string(cursor)?))?;
-            }
-            return Ok(());
+            return cursors.iter().try_for_each(stdout::json);
         }
         let width = cursors.iter().map(|cursor| cursor.name.len()).max().unwrap_or(0).max(6);
         stdout::line(format_args!("{:width$}  {:>12}  {:>12}", "cursor", "offset", "lag"))?;

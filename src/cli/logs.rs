@@ -152,16 +152,12 @@ impl Logs {
         if !self.json {
             return self.show(&[left]);
         }
-        let trimmed = Trimmed { log: &left, dropped: first_now.saturating_sub(first) };
-        stdout::line(format_args!("{}", serde_json::to_string(&trimmed)?))
+        stdout::json(&Trimmed { log: &left, dropped: first_now.saturating_sub(first) })
     }
 
     fn show(&self, logs: &[LogInfo]) -> Result<(), Failure> {
         if self.json {
-            for log in logs {
-                stdout::line(format_args!("{}", serde_json::to_string(log)?))?;
-            }
-            return Ok(());
+            return logs.iter().try_for_each(stdout::json);
         }
         let width = logs.iter().map(|log| log.name.len()).max().unwrap_or(0).max(4);
         stdout::line(format_args!("{:width$}  {:>12}  {:>12}  {:>14}", "log", "first", "next", "bytes"))?;

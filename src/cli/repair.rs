@@ -1,6 +1,6 @@
 //! `millstream repair`.
 
-use super::{Outcome, must_be_log, other_owner, progress, stdout, verify};
+use super::{Outcome, must_be_log, other_owner, progress, shm_dir, stdout, verify};
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -38,8 +38,7 @@ impl Repair {
             .into());
         }
         let bar = progress::segments();
-        let shm_dir = Some(&*self.shm_dir).filter(|at| at.as_os_str() != "none");
-        let repaired = millstream::repair_with_progress(&self.dir, shm_dir, |done, all| {
+        let repaired = millstream::repair_with_progress(&self.dir, shm_dir(&self.shm_dir), |done, all| {
             progress::advance(&bar, done, all);
         });
         bar.finish_and_clear();

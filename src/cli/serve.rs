@@ -4,7 +4,7 @@ mod names;
 mod open_files;
 mod stop;
 
-use super::{Outcome, Usage, failure::Failure, size, stderr::Lines};
+use super::{Outcome, Usage, failure::Failure, shm_dir, size, stderr::Lines};
 use clap::{ValueEnum, builder::RangedU64ValueParser, value_parser};
 use millstream::{
     Durability, Options,
@@ -269,7 +269,7 @@ impl Serve {
     /// process.
     fn check_shm_dir(&self) -> Result<(), Failure> {
         let at = &self.shm_dir;
-        if at.as_os_str() == "none" || at.as_os_str() == SHM_DIR || at.is_dir() {
+        if shm_dir(at).is_none() || at.as_os_str() == SHM_DIR || at.is_dir() {
             return Ok(());
         }
         Err(format!("there is no directory {} (--shm-dir)", at.display()).into())
@@ -280,7 +280,7 @@ impl Serve {
             durability: self.durability.into(),
             segment_bytes: self.segment_bytes,
             memory_bytes: self.memory_bytes,
-            shm_dir: Some(self.shm_dir.clone()).filter(|at| at.as_os_str() != "none"),
+            shm_dir: shm_dir(&self.shm_dir).map(PathBuf::from),
             ..Options::default()
         };
         let idle = Duration::from_secs(self.idle_seconds);

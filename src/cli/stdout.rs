@@ -9,6 +9,11 @@ pub(super) fn line(line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     write(|out| writeln!(out, "{line}"))
 }
 
+/// Writes a value as JSON, on one line.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    line(format_args!("{}", serde_json::to_string(value)?))
+}
+
 /// Writes by `print`, and sees to it that all of it is written, unless nobody reads any more.
 pub(super) fn write(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
     write_if_read(print).map(drop)

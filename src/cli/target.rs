@@ -85,6 +85,11 @@ impl TargetFlags {
     }
 }
 
+/// The parameter of a range that says whether damaged records are passed, with what separates it from others.
+fn damaged_query(skip: bool) -> &'static str {
+    if skip { "&damaged=skip" } else { "" }
+}
+
 /// Reads up to `limit` records of a log. Damage ends the page, or is an error if nothing is before it, unless it is to be
 /// passed.
 fn read_in_order(log: &Log, offset: u64, limit: u64, skip_damaged: bool) -> Result<Page, Failure> {
@@ -148,7 +153,7 @@ impl Target {
     ) -> Result<Page, Failure> {
         match self {
             Self::Server(client) => {
-                let damaged = if skip_damaged { "&damaged=skip" } else { "" };
+                let damaged = damaged_query(skip_damaged);
                 Ok(client.read_from(log, &format!("offset={offset}&limit={limit}{damaged}")).await?)
             }
             Self::Directory(store) => {
@@ -167,7 +172,7 @@ impl Target {
         match self {
             Self::Server(client) => {
                 let time = form_urlencoded::byte_serialize(time.as_bytes()).collect::<String>();
-                let damaged = if skip_damaged { "&damaged=skip" } else { "" };
+                let damaged = damaged_query(skip_damaged);
                 let page = client.read_from(log, &format!("since={time}&limit=1{damaged}")).await?;
                 Ok(page.records.first().map_or(page.next_offset, |record| record.offset))
             }

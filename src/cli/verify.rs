@@ -3,7 +3,7 @@
 use super::{
     Outcome, counted,
     failure::{self, Failure, Said},
-    must_be_log, other_owner, progress, stderr, stdout,
+    must_be_log, other_owner, progress, shm_dir, stderr, stdout,
 };
 use millstream::{Damage, Report};
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ impl Verify {
     pub(super) fn run(&self) -> Outcome {
         must_be_log(&self.dir)?;
         let bar = progress::segments();
-        let shm_dir = Some(&*self.shm_dir).filter(|at| at.as_os_str() != "none");
+        let shm_dir = shm_dir(&self.shm_dir);
         let report = millstream::verify_with_progress(&self.dir, shm_dir, |done, all| {
             progress::advance(&bar, done, all);
         });

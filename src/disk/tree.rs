@@ -1,9 +1,12 @@
-//! The store's operations on directories and small files.
+//! Operations on directories, and on files that are written or read as a whole.
 
-use super::Disk;
 #[cfg(feature = "store")]
 use super::salvage;
-use std::{io, path::Path};
+use super::{BLOCK, Disk};
+use std::{
+    io::{self, IoSlice},
+    path::Path,
+};
 
 /// The directory that `path` is in.
 fn parent(path: &Path) -> &Path {
@@ -12,6 +15,7 @@ fn parent(path: &Path) -> &Path {
 
 /// Puts a small file with these bytes at `path`, replacing any other: after a crash there is the old file or the new
 /// one, whole. Durable on return. Uses the name plus `.tmp` as a temporary name.
+#[cfg(feature = "store")]
 pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
@@ -21,7 +25,24 @@ pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<
     disk.sync_dir(parent(path))
 }
 
+/// Creates a file of `length` bytes, the first of these blocks, under a temporary name first, so that there is all of it
+/// or nothing. Durable on return.
+pub(crate) fn create_whole(
+    disk: &dyn Disk,
+    temporary: &Path,
+    path: &Path,
+    blocks: &[IoSlice<'_>],
+    length: u64,
+) -> io::Result<()> {
+    let file = disk.create(temporary, length.next_multiple_of(BLOCK))?;
+    file.write_at(blocks, 0)?;
+    file.set_len(length)?;
+    disk.rename(temporary, path)?;
+    disk.sync_dir(parent(path))
+}
+
 /// Reads a whole small file; `None` if it does not exist.
+#[cfg(feature = "store")]
 pub(crate) fn read(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match disk.open(path, false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -44,6 +65,7 @@ pub(crate) fn read_or_nothing(disk: &dyn Disk, path: &Path) -> io::Result<Option
 }
 
 /// Whether the file exists.
+#[cfg(feature = "store")]
 pub(crate) fn is_there(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
     match disk.open(path, false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -52,6 +74,7 @@ pub(crate) fn is_there(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
 }
 
 /// Moves a directory to another name in the same parent. Durable on return.
+#[cfg(feature = "store")]
 pub(crate) fn rename_dir(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
     disk.rename(from, to)?;
     disk.sync_dir(parent(from))

@@ -85,12 +85,12 @@ impl Guard {
         let probe = matches!(request.uri().path(), "/healthz" | "/readyz");
         for host in host.into_iter().chain(authority) {
             if !is_host(host) {
-                let host: String = host.chars().take(100).collect();
+                let host = params::beginning(host, 100);
                 let detail = format!("{host:?} is not the name or address of a host, with or without a port");
                 return Err(Problem::new(Code::InvalidHost, detail));
             }
             if !self.knows(host) && !probe && (self.loopback || is_of_a_browser(headers)) {
-                let host: String = host.chars().take(100).collect();
+                let host = params::beginning(host, 100);
                 let detail = format!(
                     "{host:?} is not a name of this server; serve --allow-host makes it one, if it is meant to be"
                 );
@@ -108,7 +108,7 @@ impl Guard {
 
     fn check_origin(&self, headers: &HeaderMap, host: Option<&str>) -> Result<(), Problem> {
         let refused = |from: &str| {
-            let from: String = from.chars().take(100).collect();
+            let from = params::beginning(from, 100);
             let detail = format!(
                 "a page of another origin ({from}) may not use this server; serve --allow-origin lets it"
             );

@@ -15,14 +15,19 @@ use std::{
 /// A parameter's name and value.
 type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
 
+/// The first characters of a client's own text, at the most so many, for a problem's detail.
+pub(super) fn beginning(text: &str, most: usize) -> String {
+    text.chars().take(most).collect()
+}
+
 /// The query's parameters, decoded. A repeated parameter is refused: an intermediate proxy may use the other value. All
 /// previous names are kept to detect that, so callers must stop at the first unknown one.
 pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = Result<Parameter<'_>, Problem>> {
     let mut seen = Vec::new();
     form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).map(move |(name, value)| {
         if seen.contains(&name) {
-            let name: String = name.chars().take(50).collect();
-            return Err(Problem::new(Code::InvalidQuery, format!("{name:?} occurs more than once")));
+            let detail = format!("{:?} occurs more than once", beginning(&name, 50));
+            return Err(Problem::new(Code::InvalidQuery, detail));
         }
         seen.push(name.clone());
         Ok((name, value))
@@ -36,7 +41,7 @@ pub(super) fn none<B>(request: &Request<B>) -> Result<(), Problem> {
 
 /// The answer to an unknown parameter.
 pub(super) fn unknown(name: &str, known: &str) -> Problem {
-    let name: String = name.chars().take(50).collect();
+    let name = beginning(name, 50);
     Problem::new(
         Code::InvalidQuery,
         format!("{name:?} is not a parameter of this request; its parameters are: {known}"),

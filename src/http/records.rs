@@ -130,7 +130,7 @@ impl AppendQuery {
 fn format_of(headers: &HeaderMap) -> Result<Format, Problem> {
     let media_type = params::header(headers, "content-type")?.unwrap_or(Format::Bytes.content_type());
     Format::of(media_type).ok_or_else(|| {
-        let media_type: String = media_type.chars().take(100).collect();
+        let media_type = params::beginning(media_type, 100);
         let detail = format!(
             "a body of type {media_type:?} is not accepted; set Content-Type to one of: {}",
             formats::accepted()

@@ -60,7 +60,7 @@ pub(crate) fn verify_on(
 ) -> Result<Report, Error> {
     let _lock = recovery::lock(disk, dir)?;
     let survey = recovery::deep_survey(disk, dir, progress)?;
-    let log = survey.segments.first().map(|first| first.header.log);
+    let log = survey.log();
     let backings = log
         .zip(shm_dir)
         .and_then(|(log, at)| BackingDir::open(disk, at, log, dir, disk.node(dir).unwrap_or_default()).ok());

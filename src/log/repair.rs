@@ -10,7 +10,7 @@ use super::{
 use crate::{
     LogId,
     chunk::BackingDir,
-    disk::{self, Aligned, BLOCK, Disk, salvage},
+    disk::{self, Aligned, BLOCK, Disk, salvage, tree},
     frame::{self, LOST, MORE, Stamp, WORD},
     segment::{
         CAPACITIES, FRAMES,
@@ -74,7 +74,7 @@ pub(crate) fn repair_on(
     // What is concluded from the names of files must stay true.
     disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
     let mut survey = recovery::deep_survey(disk, dir, progress)?;
-    let Some(log) = survey.segments.first().map(|first| first.header.log) else {
+    let Some(log) = survey.log() else {
         return Ok(Repaired { damage: survey.damage, kept: Vec::new() });
     };
     // Before anything is changed.
@@ -167,7 +167,7 @@ fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
 
 /// The log's backings at `at`, if there is such a place.
 fn backings_at(disk: &dyn Disk, dir: &Path, at: &Path, survey: &Survey) -> Result<Option<BackingDir>, Error> {
-    let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(None) };
+    let Some(log) = survey.log() else { return Ok(None) };
     let node = disk.node(dir).map_err(Error::io("look at", dir))?;
     match BackingDir::open(disk, at, log, dir, node) {
         Ok(backings) => Ok(Some(backings)),
@@ -258,15 +258,10 @@ impl FileCopy {
         Ok(Self { head, region: Region::read(&*source, length, true)?, length })
     }
 
-    /// Writes a file with these bytes, under a temporary name first, so that there is all of it or nothing. Durable on
-    /// return.
-    fn write(&self, disk: &dyn Disk, dir: &Path, path: &Path) -> io::Result<()> {
-        let temporary = dir.join("next-kept.tmp");
-        let copy = disk.create(&temporary, self.length.next_multiple_of(BLOCK))?;
-        copy.write_at(&[IoSlice::new(&self.head), IoSlice::new(self.region.blocks())], 0)?;
-        copy.set_len(self.length)?;
-        disk.rename(&temporary, path)?;
-        disk.sync_dir(dir)
+    /// Creates a file with these bytes. Durable on return.
+    fn create(&self, disk: &dyn Disk, dir: &Path, path: &Path) -> io::Result<()> {
+        let blocks = [IoSlice::new(&self.head), IoSlice::new(self.region.blocks())];
+        tree::create_whole(disk, &dir.join("next-kept.tmp"), path, &blocks, self.length)
     }
 }
 
@@ -292,7 +287,7 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment) -> Result<
         .map(|n| format!("{of_it}{n}{}", recovery::ASIDE))
         .find(|name| !names.contains(name));
     let path = dir.join(free.expect("more names than files were tried, so one is free"));
-    own.write(disk, dir, &path).map_err(Error::io("keep the damaged file as", &path))?;
+    own.create(disk, dir, &path).map_err(Error::io("keep the damaged file as", &path))?;
     Ok(path)
 }
 

@@ -159,8 +159,7 @@ impl Inner {
             Ok(settings) => retention_interval(settings.retention()),
             Err(_) => Some(RETAINED_EVERY), // the error is reported to users of the log
         };
-        let again = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
-        let again = again.map_or(u64::MAX, |again| now.saturating_add(again));
+        let again = every.map_or(u64::MAX, |every| now.saturating_add(millis(every)));
         entry.retain_at.store(again, Ordering::Relaxed); // by one helper at a time
         if settings.is_err() || every.is_none() {
             return;
@@ -242,7 +241,7 @@ impl Inner {
         }
         self.retain_closed(helpers);
         open.sort_by_key(|entry| entry.used.load(Ordering::Relaxed));
-        let idle = u64::try_from(self.options.idle.as_millis()).unwrap_or(u64::MAX);
+        let idle = millis(self.options.idle);
         let mut too_many = open.len().saturating_sub(self.options.open_logs);
         for entry in &open {
             let is_due = too_many > 0 || now.saturating_sub(entry.used.load(Ordering::Relaxed)) > idle;
@@ -253,6 +252,10 @@ impl Inner {
             }
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How often a closed log must be opened for its retention; `None` if never.

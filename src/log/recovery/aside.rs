@@ -6,7 +6,7 @@ use super::{
     super::{Error, stats},
     dir::TORN,
 };
-use crate::disk::{Aligned, BLOCK, Disk, salvage};
+use crate::disk::{Aligned, BLOCK, Disk, salvage, tree};
 use std::{
     io::{self, IoSlice},
     path::{Path, PathBuf},
@@ -66,7 +66,7 @@ pub(super) fn set_aside(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> 
     }
     let number = torn.last().map_or(0, |newest| number(newest) + 1);
     let path = dir.join(format!("{next:020}-{number}{TORN}"));
-    write(disk, dir, &path, kept).map_err(|error| match error {
+    create(disk, dir, &path, kept).map_err(|error| match error {
         full if crate::disk::is_full(&full) => Error::full(full),
         error => Error::io("keep the torn end of a segment as", &path)(error),
     })?;
@@ -82,17 +82,11 @@ pub(super) fn set_aside(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> 
     Ok(())
 }
 
-/// Creates a file with these bytes, under a temporary name first, so that there is all of it or nothing. Durable on
-/// return.
-fn write(disk: &dyn Disk, dir: &Path, path: &Path, kept: &[u8]) -> io::Result<()> {
-    let temporary = dir.join("next-torn.tmp");
+/// Creates a file with these bytes. Durable on return.
+fn create(disk: &dyn Disk, dir: &Path, path: &Path, kept: &[u8]) -> io::Result<()> {
     let mut bytes = Aligned::new(kept.len())?;
     bytes[..kept.len()].copy_from_slice(kept);
-    let file = disk.create(&temporary, bytes.len() as u64)?;
-    file.write_at(&[IoSlice::new(&bytes)], 0)?;
-    file.set_len(kept.len() as u64)?;
-    disk.rename(&temporary, path)?;
-    disk.sync_dir(dir)
+    tree::create_whole(disk, &dir.join("next-torn.tmp"), path, &[IoSlice::new(&bytes)], kept.len() as u64)
 }
 
 /// Whether a file has exactly these bytes.

@@ -70,7 +70,7 @@ pub(super) fn left_backings(
     backings: &BackingDir,
     survey: &Survey,
 ) -> Result<Vec<LeftBacking>, Error> {
-    let log = survey.segments.first().map_or_else(|| backings.log(), |first| first.header.log);
+    let log = survey.log().unwrap_or_else(|| backings.log());
     let mut left = Vec::new();
     for backing in backings.find().map_err(Error::io("look for backings of", dir))? {
         match backing.content {

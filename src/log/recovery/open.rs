@@ -18,6 +18,7 @@ use crate::{
     LogId,
     chunk::{BackingDir, Chunk, ChunkMemory, ChunkPosition, Predecessor, ShmBacking, no_backing},
     disk::{self, BLOCK, Disk, File},
+    frame,
     parallel::join,
     segment::{
         Segment,
@@ -46,10 +47,8 @@ impl Identity {
     /// The identity found in the segments; what is missing is chosen at random.
     fn of(env: &Environment, survey: &Survey, dir: &Path) -> Result<Self, Error> {
         let random = || random(env).map_err(Error::io("make an id for the log in", dir));
-        let log =
-            survey.segments.first().map(|first| first.header.log).map_or_else(|| random().map(LogId), Ok)?;
-        let secret = survey.segments.iter().find_map(|segment| segment.header.secret.0);
-        Ok(Self { log, secret: secret.map_or_else(random, Ok)? })
+        let log = survey.log().map_or_else(|| random().map(LogId), Ok)?;
+        Ok(Self { log, secret: survey.secret().map_or_else(random, Ok)? })
     }
 
     /// The header of a new segment.
@@ -108,8 +107,7 @@ pub(in crate::log) fn open(
     if let Some(shm) = &backings {
         full = restore::restore(disk, dir, &shm.dir, &mut surveyed, options.durability)?.or(full);
         // A log of format 1 may just have got its first segment with a secret.
-        let secret = surveyed.segments.iter().find_map(|segment| segment.header.secret.0);
-        if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
+        if let Some(secret) = surveyed.secret().filter(|&secret| secret != identity.secret) {
             identity.secret = secret;
             backings = open_backings(env, options, &identity, dir)?;
         }
@@ -198,22 +196,15 @@ impl Previous {
         let Some((path, header, footer)) = &self.segment else {
             return if base == 0 { Predecessor::Nothing } else { Predecessor::Unknown };
         };
-        if let Some(crc) = footer.last_crc {
-            return Predecessor::Frame(crc);
-        }
-        let read = || {
-            let sealed = Sealed::from(*footer);
-            let record = footer.records.saturating_sub(1);
-            sealed::crc_of(&*disk.open(path, false)?, &sealed, header.key(), record)
-        };
         // A record that cannot be read is an error only for its readers.
-        io::Result::ok(read()).flatten().map_or(Predecessor::Unknown, Predecessor::Frame)
+        let crc = restore::last_crc_of_sealed(disk, path, header, footer).unwrap_or(None);
+        crc.map_or(Predecessor::Unknown, Predecessor::Frame)
     }
 }
 
 /// The bytes after the last record.
 fn after_last_record<'a>(bytes: &'a [u8], scan: &Scan) -> &'a [u8] {
-    &bytes[(scan.words as usize * crate::frame::WORD).min(bytes.len())..]
+    &bytes[frame::in_bytes(scan.words).min(bytes.len())..]
 }
 
 /// The last segment, which was not sealed, as it was found.
@@ -325,7 +316,7 @@ impl Opener<'_> {
         let load = || {
             let mut memory = self.memory(header.capacity)?;
             // Not a byte more: if this process is killed, the next one would restore whatever follows.
-            memory.load(&bytes[..scan.words as usize * crate::frame::WORD]);
+            memory.load(&bytes[..frame::in_bytes(scan.words)]);
             // Only then: half of the frames would seem to be another history.
             memory.label(&header.label(), previous.predecessor(disk, header.base));
             io::Result::Ok(memory)

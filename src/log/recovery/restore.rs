@@ -68,7 +68,7 @@ pub(super) fn restore(
     let first = survey.segments.first().map_or(0, |first| first.header.base);
     // By base, so that each continues where the one before it ended. Of those with the same base, the one whose segment has a
     // file, then those of its process, and then the youngest: others may be of another history.
-    let has_file = |header: &Header| survey.segments.iter().any(|segment| segment.header == *header);
+    let has_file = |header: &Header| survey.segment(header).is_some();
     let begun = left.iter().filter(|backing| has_file(&backing.header));
     let begun: Vec<_> = begun.map(|backing| (backing.header.base, backing.opening)).collect();
     left.sort_by_key(|LeftBacking { header, opening, .. }| {
@@ -136,8 +136,8 @@ fn dispose(
 
 /// The room that these backings need for segments that have no file yet. What the others need, opening reserves.
 fn room_for(survey: &Survey, backings: &[LeftBacking]) -> u64 {
-    let has_file = |header: &Header| survey.segments.iter().any(|segment| segment.header == *header);
-    let new = backings.iter().map(|backing| &backing.header).filter(|header| !has_file(header));
+    let new =
+        backings.iter().map(|backing| &backing.header).filter(|header| survey.segment(header).is_none());
     new.map(|header| file::length(header.capacity)).sum()
 }
 
@@ -188,7 +188,7 @@ impl ToRead {
 
 /// The segment of a backing, if both its file and the backing say that it is sealed.
 fn sealed_as<'a>(survey: &'a Survey, backing: &LeftBacking) -> Option<&'a SurveyedSegment> {
-    let segment = survey.segments.iter().find(|segment| segment.header == backing.header)?;
+    let segment = survey.segment(&backing.header)?;
     (backing.sealed && matches!(segment.state, State::Sealed(_))).then_some(segment)
 }
 
@@ -488,16 +488,26 @@ fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()
 pub(super) fn last_crc(disk: &dyn Disk, segment: &SurveyedSegment) -> io::Result<Option<u32>> {
     match &segment.state {
         State::Unfinished(scan) | State::Active(_, scan) => Ok(scan.last_crc),
-        State::Sealed(Footer { last_crc: Some(crc), .. }) => Ok(Some(*crc)),
-        State::Sealed(footer) => {
-            let file = disk.open(&segment.path, false)?;
-            let last = footer.records.saturating_sub(1);
-            match sealed::crc_of(&*file, &Sealed::from(*footer), segment.header.key(), last) {
-                Err(error) if salvage::is_unreadable(&error) => Ok(None),
-                crc => crc,
-            }
-        }
+        State::Sealed(footer) => last_crc_of_sealed(disk, &segment.path, &segment.header, footer),
         State::Damaged(wreck) => Ok(wreck.last_crc()),
+    }
+}
+
+/// [`last_crc`] of a sealed segment: from its footer, or from the frame if its footer is of a version without it.
+pub(super) fn last_crc_of_sealed(
+    disk: &dyn Disk,
+    path: &Path,
+    header: &Header,
+    footer: &Footer,
+) -> io::Result<Option<u32>> {
+    if footer.last_crc.is_some() {
+        return Ok(footer.last_crc);
+    }
+    let file = disk.open(path, false)?;
+    let last = footer.records.saturating_sub(1);
+    match sealed::crc_of(&*file, &Sealed::from(*footer), header.key(), last) {
+        Err(error) if salvage::is_unreadable(&error) => Ok(None),
+        crc => crc,
     }
 }
 

@@ -142,6 +142,21 @@ fn note_gap(survey: &mut Survey, dir: &Path, base: u64) {
 }
 
 impl Survey {
+    /// The id of the log, if it has a segment.
+    pub(in crate::log) fn log(&self) -> Option<LogId> {
+        self.segments.first().map(|first| first.header.log)
+    }
+
+    /// The log's secret, if a segment has it; see [`Secret`].
+    pub(in crate::log) fn secret(&self) -> Option<[u8; 16]> {
+        self.segments.iter().find_map(|segment| segment.header.secret.0)
+    }
+
+    /// The segment that has this header, if its file exists.
+    pub(super) fn segment(&self, header: &Header) -> Option<&SurveyedSegment> {
+        self.segments.iter().find(|segment| segment.header == *header)
+    }
+
     /// The ranges of offsets between its segments, as they are now.
     pub(in crate::log) fn gaps(&self) -> Vec<Range<u64>> {
         let pairs = self.segments.iter().zip(self.segments.iter().skip(1));
