@@ -98,9 +98,11 @@ pub(super) struct Connections {
     started_at: Instant,
     /// Milliseconds since then.
     clock: AtomicU64,
-    /// HTTP/2 requests in flight, and those that are refused; and the most of each.
+    /// HTTP/2 requests in flight.
     streams: AtomicUsize,
+    /// HTTP/2 requests that are being refused.
     refused: AtomicUsize,
+    /// The most of each of these.
     most_streams: usize,
     unsent: Unsent,
 }
@@ -217,11 +219,13 @@ pub(super) struct Connection {
     accepted: u64,
     /// Not set until the first bytes have arrived.
     protocol: OnceLock<Protocol>,
-    /// When a request or an answer last made progress; and the bytes of bodies that have arrived since, too slowly.
+    /// When a request or an answer last made progress.
     touched: AtomicU64,
+    /// The bytes of bodies that have arrived since then, too slowly to count as progress.
     arrived: AtomicU64,
-    /// Whether there has been a request; and the number of bodies that are waited for.
+    /// Whether there has been a request.
     used: AtomicBool,
+    /// The number of bodies that handlers wait for.
     awaited: AtomicUsize,
     /// Requests in flight.
     requests: AtomicUsize,
@@ -230,6 +234,7 @@ pub(super) struct Connection {
     aborted: AtomicBool,
     /// Asks the connection to finish what is in flight and to close.
     stop: Notify,
+    /// Whether it was asked.
     stopped: AtomicBool,
     task: OnceLock<AbortHandle>,
     /// What the connection's requests use of the resources that all connections share.
@@ -239,11 +244,13 @@ pub(super) struct Connection {
 /// What is known only of connections with HTTP/1, where one request is served at a time.
 #[derive(Default)]
 pub(super) struct Http1 {
-    /// Since when the client has had its sending side closed; and the task that waits for more from it.
+    /// Since when the client has had its sending side closed.
     ended: Since,
+    /// The task that waits for more from the client.
     reader: Mutex<Option<Waker>>,
-    /// Whether the request in flight lacks a part of its body; and whether its answer has begun.
+    /// Whether the request in flight lacks a part of its body.
     body_incomplete: AtomicBool,
+    /// Whether the answer to the request in flight has begun.
     response_started: AtomicBool,
     /// Whether the answer ends only with its client, as a live tail does: that its client is gone would only be noticed
     /// when there is something to send.
@@ -257,8 +264,9 @@ pub(super) struct Http1 {
 /// What is known only of connections with HTTP/2, where requests are streams.
 #[derive(Default)]
 pub(super) struct Http2 {
-    /// The streams in flight; and the one that began last and has no task yet.
+    /// The streams in flight.
     streams: Mutex<Vec<Weak<Stream>>>,
+    /// The stream that began last, if it has no task yet.
     begun: Mutex<Option<Arc<Stream>>>,
     /// The number of bodies that nobody wants.
     bodies: AtomicUsize,

@@ -88,9 +88,11 @@ fn time() -> Duration {
 pub(super) struct Effort {
     allowance: Allowance,
     begun: Duration,
-    /// When it was last checked, how much time was left then, and how many bytes were decoded since.
+    /// When it was last checked.
     checked: Cell<Duration>,
+    /// How much time was left then.
     left: Cell<Duration>,
+    /// How many bytes were decoded since then.
     decoded: Cell<u64>,
 }
 

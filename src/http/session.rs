@@ -179,7 +179,7 @@ struct Session {
     /// Completes when the first of them is stored.
     commit: Option<Commit>,
     stored: Stored,
-    /// Whether the client is still to be told that.
+    /// Whether the client is still to be told what is stored.
     has_news: bool,
     /// When it was last sent a line.
     last_line_at: Instant,

@@ -94,8 +94,9 @@ struct Tail {
     stage: Stage,
     /// How long the connection may go without taking a piece, and how long to wait for a piece.
     patience: Duration,
-    /// When the connection was given the last piece, and whether it has asked for the next.
+    /// When the connection was given the last piece.
     given: Instant,
+    /// Whether it has asked for the next one.
     asked: bool,
 }
 

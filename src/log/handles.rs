@@ -29,7 +29,7 @@ pub(super) struct Handles {
 }
 
 impl Handles {
-    /// Those of a log that was opened just now: one.
+    /// For a log that was just opened, and has one handle.
     pub(super) fn new(shared: &Shared, is_running: bool) -> Self {
         Self {
             count: AtomicU64::new(1),

@@ -268,8 +268,8 @@ impl Log {
         self.begin_asked_epoch(&self.ask_for_epoch(id, None)?)
     }
 
-    /// Likewise, but only if the producer has not begun a later epoch than `epoch`: so one that was fenced off meanwhile
-    /// does not take its id back. A log that does not know the producer begins one.
+    /// Like [`begin_epoch`](Self::begin_epoch), but only if the producer has not begun a later epoch than `epoch`: so one
+    /// that was fenced off meanwhile does not take its id back. A log that does not know the producer begins one.
     ///
     /// # Errors
     /// As [`begin_epoch`](Self::begin_epoch), and [`Error::ProducerOutOfOrder`] with the later epoch.

@@ -45,7 +45,7 @@ pub struct Stats {
     pub scrubbed_bytes: u64,
     /// How often a scrub has found a segment damaged; each scrub of a segment counts.
     pub scrub_damaged_segments: u64,
-    /// How often a scrub has found a record damaged, likewise.
+    /// How often a scrub has found a record damaged; each scrub of its segment counts.
     pub scrub_damaged_records: u64,
 }
 

@@ -95,7 +95,7 @@ impl Workers {
         self.begun.elapsed().as_nanos() as u64
     }
 
-    /// A thread.
+    /// What each thread does: it runs tasks, and sleeps while there are none.
     fn work(self: Arc<Self>) {
         let mut queue = self.lock();
         loop {

@@ -303,8 +303,9 @@ struct Walk {
     key: Key,
     records: u32,
     words: u32,
-    /// The next record, and the word where its frame must begin.
+    /// The next record.
     record: u32,
+    /// The word where its frame must begin.
     word: u32,
     /// The CRC of the index of all records before it.
     index_crc: u32,

@@ -28,8 +28,8 @@ impl Region {
         Self::read_with(file_length, READ_BYTES, |part, at| salvage::read(file, part, at, cached))
     }
 
-    /// Likewise, by calls of `read` for `part` bytes each, with where they are in the file. It returns which of them cannot
-    /// be read.
+    /// Like [`read`](Self::read), by calls of the function `read` for `part` bytes each, with where they are in the file.
+    /// It returns which of them cannot be read.
     pub(super) fn read_with<E: From<io::Error>>(
         file_length: u64,
         part: usize,

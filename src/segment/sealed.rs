@@ -30,8 +30,9 @@ pub(crate) struct Footer {
     pub(crate) records: u32,
     /// Words that the frames take.
     pub(crate) words: u32,
-    /// When the first and the last record were appended, in milliseconds since the segment was begun.
+    /// When the first record was appended, in milliseconds since the segment was begun.
     pub(crate) first_time: u64,
+    /// Likewise the last record.
     pub(crate) last_time: u64,
     /// CRC-32C of the index.
     pub(crate) index_crc: u32,

@@ -31,8 +31,9 @@ const JUST_COME_MILLIS: u64 = 1_000;
 pub(super) enum Doing {
     /// It has not sent a request yet.
     Nothing,
-    /// The server waits for it to send a body, or to take an answer.
+    /// The server waits for it to send a body.
     Sends,
+    /// The server waits for it to take an answer.
     Takes,
     /// It waits for the server.
     Waits,

@@ -227,8 +227,9 @@ pub(in crate::http) struct ResponseBody {
     body: answer::Body,
     /// With HTTP/2, what is left of a piece.
     left: Bytes,
-    /// Whether the body has ended; and whether that was passed on.
+    /// Whether the body has ended.
     ended: bool,
+    /// Whether that was passed on.
     finished: bool,
     exchange: Exchange,
     context: Arc<Context>,

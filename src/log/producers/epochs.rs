@@ -31,7 +31,7 @@ pub(super) struct EpochRequest {
 /// The epochs that are to begin.
 pub(super) type Asked = Requests<EpochRequest, Begun>;
 
-/// An epoch that was asked for. It no longer is when this is dropped, unless it is about to begin.
+/// A requested epoch. Dropping this withdraws the request, unless the epoch is about to begin.
 pub(crate) struct AskedEpoch(Request<EpochRequest, Begun>);
 
 impl Log {

@@ -71,9 +71,9 @@ pub(super) struct Saved {
     pub(super) bytes: u64,
     /// When it was read or last written, successfully or not.
     pub(super) tried: Duration,
-    /// The bytes of records that had been committed then by this process, and those that were read after what it
-    /// covers.
+    /// The bytes of records that this process had committed by then.
     pub(super) committed: u64,
+    /// The bytes of records after `up_to` that were read, since it does not cover them.
     pub(super) read: u64,
 }
 
