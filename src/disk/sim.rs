@@ -186,13 +186,13 @@ impl Sim {
         state.plan.room = Some(0);
     }
 
-    /// Whether one of these was called on this disk.
+    /// Whether [`leave_room`](Self::leave_room) or [`leave_none`](Self::leave_none) was called on this disk.
     #[cfg(feature = "store")]
     pub(crate) fn is_tight(&self) -> bool {
         self.state().plan.tight
     }
 
-    /// Makes writes wait, or continue.
+    /// Makes writes wait (`true`), or continue.
     pub(crate) fn hold(&self, held: bool) {
         self.state().plan.held = held;
     }
@@ -333,10 +333,6 @@ impl Sim {
         *held = (alone, held.1 + 1);
         Ok(Box::new(SimLock { disk: self.clone(), path: path.to_owned() }))
     }
-}
-
-fn label(path: &Path) -> std::path::Display<'_> {
-    path.display()
 }
 
 impl Disk for Sim {

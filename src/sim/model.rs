@@ -71,16 +71,18 @@ pub(super) struct KnownLog {
     pub(super) told_of: u64,
     /// Whether such memory may still be there. What it has whole comes back when the log is repaired.
     pub(super) harmed_memory: bool,
-    /// How many segments of the open log have begun without a backing that they should have, and how many may.
+    /// How many segments of the open log have begun without a backing that they should have.
     pub(super) lacked: u64,
+    /// How many may.
     pub(super) may_lack: u64,
     /// Other ends of the log, each from an offset on, of processes whose backings a later one has not seen. They may
     /// come back as long as the disk has nothing else at their offsets.
     pub(super) ghosts: Vec<Ghost>,
     /// Whether the power has failed since, or the log is a copy, so that they are on the disk or nowhere.
     pub(super) wiped: bool,
-    /// The first offset is at least `trimmed`, because a trim was acknowledged, and at most `may_trim`.
+    /// The least that the first offset can be, because a trim was acknowledged.
     pub(super) trimmed: u64,
+    /// The most that it can be.
     pub(super) may_trim: u64,
     /// Offsets of records that were damaged on purpose, so that the log is not to blame.
     pub(super) lost: BTreeSet<u64>,
@@ -88,6 +90,7 @@ pub(super) struct KnownLog {
     pub(super) flipped: bool,
     /// The producers file was damaged: what the log itself does not say about producers is unknown.
     pub(super) forget_producers: bool,
+    /// Producers of which it is not known what the log says about them.
     pub(super) vague: BTreeSet<usize>,
     pub(super) cursors: KnownCursors,
     /// The newest epoch that a producer was given.

@@ -19,8 +19,9 @@ pub(super) struct Content {
     behind: BTreeMap<usize, Sector>,
     /// What the device has for sectors whose sync has failed: a later sync does not write them, only another write does.
     lost: BTreeMap<usize, Sector>,
-    /// The file's length on the device; and, in `cut_off`, what the device has there beyond `now`.
+    /// The file's length on the device.
     length: usize,
+    /// What the device has there beyond `now`.
     cut_off: Vec<u8>,
     /// Sectors that cannot be read until they are written.
     bad: BTreeSet<usize>,

@@ -56,13 +56,15 @@ pub(super) struct Plan {
     pub(super) odds: Option<u64>,
     /// Bytes that may be reserved in total; beyond that the disk is full.
     pub(super) room: Option<u64>,
+    /// Whether room was taken away on this disk.
     pub(super) tight: bool,
     /// Writes wait while this is set.
     pub(super) held: bool,
     /// How many more writes find no room, though it was reserved.
     pub(super) dry: u64,
-    /// Faults so far of steps that may have written something; and, in `passing`, of others.
+    /// How many steps have failed so far that may have written something.
     pub(super) fatal: u64,
+    /// How many others.
     pub(super) passing: u64,
 }
 
