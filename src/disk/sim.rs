@@ -349,7 +349,7 @@ impl Disk for Sim {
             let parent = missing.0;
             state.whole_step(
                 StepKind::Create,
-                format_args!("mkdir {} in {parent}", label(path)),
+                format_args!("mkdir {} in {parent}", path.display()),
                 |names| names.make_dir(missing),
             )?;
             state
@@ -359,7 +359,7 @@ impl Disk for Sim {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut state = self.state();
-        state.step(StepKind::Read, format_args!("list {}", label(dir)))?;
+        state.step(StepKind::Read, format_args!("list {}", dir.display()))?;
         state.names.list(state.names.find(dir)?)
     }
 
@@ -371,7 +371,7 @@ impl Disk for Sim {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let place = state.names.place(path)?;
-        let cut = state.step(StepKind::Create, format_args!("create {} {length}", label(path)))?;
+        let cut = state.step(StepKind::Create, format_args!("create {} {length}", path.display()))?;
         if cut.is_some() && state.random.one_in(2) {
             return Err(gone());
         }
@@ -386,7 +386,7 @@ impl Disk for Sim {
         let file = state.names.find(path)?;
         state.names.file(file)?;
         let how = if write { "to write" } else { "to read" };
-        state.step(StepKind::Open, format_args!("open {} {how}", label(path)))?;
+        state.step(StepKind::Open, format_args!("open {} {how}", path.display()))?;
         state.alive()?;
         Ok(Box::new(SimFile { disk: self.clone(), file }))
     }
@@ -395,7 +395,7 @@ impl Disk for Sim {
         let mut state = self.state();
         state.alive()?;
         state.names.find(from)?;
-        let what = format_args!("rename {} {}", label(from), label(to));
+        let what = format_args!("rename {} {}", from.display(), to.display());
         state.whole_step(StepKind::Change, what, |names| names.rename(from, to))
     }
 
@@ -404,12 +404,12 @@ impl Disk for Sim {
         let mut state = self.state();
         state.alive()?;
         state.names.find(path)?;
-        let what = format_args!("remove {}", label(path));
+        let what = format_args!("remove {}", path.display());
         state.whole_step(StepKind::Change, what, |names| names.remove_file(path))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.state().whole_step(StepKind::Sync, format_args!("sync dir {}", label(dir)), |names| {
+        self.state().whole_step(StepKind::Sync, format_args!("sync dir {}", dir.display()), |names| {
             let dir = names.find(dir)?;
             names.sync(dir)
         })
@@ -418,7 +418,7 @@ impl Disk for Sim {
     #[cfg(feature = "store")]
     fn is_dir(&self, path: &Path) -> io::Result<bool> {
         let mut state = self.state();
-        state.step(StepKind::Read, format_args!("look at {}", label(path)))?;
+        state.step(StepKind::Read, format_args!("look at {}", path.display()))?;
         match state.names.find(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             found => Ok(state.names.list(found?).is_ok()),
@@ -428,7 +428,7 @@ impl Disk for Sim {
     #[cfg(feature = "store")]
     fn dirs(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut state = self.state();
-        state.step(StepKind::Read, format_args!("list {}", label(dir)))?;
+        state.step(StepKind::Read, format_args!("list {}", dir.display()))?;
         state.names.dirs(state.names.find(dir)?)
     }
 
@@ -444,7 +444,7 @@ impl Disk for Sim {
             let path = dir.join(&name);
             if dirs.contains(&name) { self.remove_dir(&path)? } else { self.remove(&path)? }
         }
-        let what = format_args!("rmdir {}", label(dir));
+        let what = format_args!("rmdir {}", dir.display());
         self.state().whole_step(StepKind::Change, what, |names| names.remove_dir(dir))
     }
 
@@ -454,7 +454,7 @@ impl Disk for Sim {
             let mut state = self.state();
             let place = state.names.place(path)?;
             let there = state.names.find(path).ok();
-            let what = format_args!("write anew {}", label(path));
+            let what = format_args!("write anew {}", path.display());
             let cut = state.step(StepKind::Create, what)?;
             if cut.is_some() && state.random.one_in(2) {
                 return Err(gone());
@@ -477,7 +477,7 @@ impl Disk for Sim {
 
     fn node(&self, dir: &Path) -> io::Result<Node> {
         let mut state = self.state();
-        state.step(StepKind::Read, format_args!("look at {}", label(dir)))?;
+        state.step(StepKind::Read, format_args!("look at {}", dir.display()))?;
         Ok((1, state.names.find(dir)? as u64))
     }
 
@@ -486,7 +486,7 @@ impl Disk for Sim {
             let mut state = self.state();
             let place = state.names.place(path)?;
             let there = state.names.find(path).is_ok();
-            state.whole_step(StepKind::Open, format_args!("lock {}", label(path)), |names| {
+            state.whole_step(StepKind::Open, format_args!("lock {}", path.display()), |names| {
                 if there { Ok(()) } else { names.make_file(place, Content::default()).map(drop) }
             })?;
         }
@@ -500,7 +500,7 @@ impl Disk for Sim {
             if state.names.find(path).is_err() {
                 return Ok(None);
             }
-            state.step(StepKind::Open, format_args!("join lock {}", label(path)))?;
+            state.step(StepKind::Open, format_args!("join lock {}", path.display()))?;
         }
         self.lock_as(path, false).map(Some)
     }

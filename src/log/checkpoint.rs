@@ -43,7 +43,7 @@ impl Shared {
         let mut end = active.segment.base();
         if active.chunk.reserved() > 0 {
             let mut turn = Turn::new(self.roll.line());
-            self.next_is_ready(&active, &mut turn)?;
+            self.wait_until_next_is_ready(&active, &mut turn)?;
             active.chunk.close();
             self.next_active(&active, 0, WaitFor::Anything, &mut turn)?;
             end += u64::from(active.chunk.reserved());

@@ -49,7 +49,7 @@ pub(crate) fn check_first(
     batch: Option<&ProducerBatch<'_>>,
     expected_next: Option<u64>,
 ) -> Result<(), Error> {
-    batch.map_or(Ok(()), table::begins)?;
+    batch.map_or(Ok(()), table::check_begins)?;
     match expected_next {
         Some(expected @ 1..) => Err(Error::Unexpected { expected, next: 0 }),
         _ => Ok(()),

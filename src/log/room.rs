@@ -104,7 +104,11 @@ impl Shared {
 
     /// Waits until there is a spare segment to follow `active`; or until another one is the active segment, or its chunk has
     /// ended. To be called before the chunk is closed: without a successor, a closed one refuses what it has room for.
-    pub(super) fn next_is_ready(&self, active: &Arc<Active>, turn: &mut Turn<'_>) -> Result<(), Error> {
+    pub(super) fn wait_until_next_is_ready(
+        &self,
+        active: &Arc<Active>,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), Error> {
         let mut waiting = Waiting::new(0, WaitFor::Anything);
         loop {
             let seen = self.roll.line().events();

@@ -50,7 +50,7 @@ pub(crate) struct Sealed {
     /// What a search through all frames has found, once the index or a frame did not verify. It is kept because the
     /// search takes long, and records that are missing may be asked for often. Locked for moments only: readers of
     /// records that are whole look here as well.
-    looked: Mutex<Option<Arc<Searched>>>,
+    searched: Mutex<Option<Arc<Searched>>>,
     /// Held by the reader that searches all frames for the first time; other readers that need the result wait for it.
     searching: Mutex<()>,
     /// Whether a reader is asking the disk again for what it could not read.
@@ -77,7 +77,7 @@ impl Sealed {
             records,
             words,
             survivors,
-            looked: Mutex::new(None),
+            searched: Mutex::new(None),
             searching: Mutex::new(()),
             asking: AtomicBool::new(false),
         }
@@ -253,8 +253,8 @@ pub(crate) fn next_readable(
             Err(error) if !salvage::is_unreadable(&error) => return Err(error),
             _ => {} // by now all frames have been searched
         }
-        let looked = lock(&sealed.looked).clone();
-        let survivors = sealed.survivors.as_ref().or(looked.as_ref().map(|looked| &looked.survivors));
+        let searched = lock(&sealed.searched).clone();
+        let survivors = sealed.survivors.as_ref().or(searched.as_ref().map(|searched| &searched.survivors));
         next = match survivors {
             Some(survivors) => survivors.next(record + 1),
             None => Some(record + 1),
@@ -307,8 +307,8 @@ pub(crate) fn whereabouts(
     key: Key,
     record: u32,
 ) -> io::Result<Whereabouts> {
-    let looked = lock(&sealed.looked).clone();
-    let at = match looked.filter(|_| sealed.survivors.is_none()) {
+    let searched = lock(&sealed.searched).clone();
+    let at = match searched.filter(|_| sealed.survivors.is_none()) {
         Some(found) => search_again(file, sealed, key, record, found)?.survivors.get(record),
         None => indexed(file, sealed, record),
     };
@@ -357,7 +357,7 @@ fn read_frame(
 /// be read now can be: one reader at a time asks the disk for that, which may take seconds, and the others get what is
 /// known. If some part cannot be read and the record is not in the rest, returns a read error.
 fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<Option<u32>> {
-    let known = || lock(&sealed.looked).clone();
+    let known = || lock(&sealed.searched).clone();
     let found = if let Some(found) = known() {
         found
     } else {
@@ -394,7 +394,7 @@ fn search_again(
 /// Searches all frames, and keeps what is found.
 fn search(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Arc<Searched>> {
     let found = Arc::new(Searched::at(file, sealed, key)?);
-    *lock(&sealed.looked) = Some(Arc::clone(&found));
+    *lock(&sealed.searched) = Some(Arc::clone(&found));
     Ok(found)
 }
 

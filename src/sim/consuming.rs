@@ -21,7 +21,7 @@ impl Simulation {
             Err(Error::CursorsDamaged { .. }) if self.logs[&name].cursors.harmed || process.faults() > 0 => {
                 return self.remove_cursors(process, &name, &log);
             }
-            at => at.unwrap_or_else(|error| panic!("{}: {error}", self.where_(&process.world.sim))),
+            at => at.unwrap_or_else(|error| panic!("{}: {error}", self.place(&process.world.sim))),
         };
         let end = log.visible_offset();
         let to = match self.random.below(8) {
@@ -44,7 +44,7 @@ impl Simulation {
             (Some(to), None) => cursor.set(to),
             (Some(to), Some(expected)) => cursor.set_if(expected, to),
         };
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         let off = process.is_off();
         let known = self.logs.get_mut(&name).expect("it is used").cursors.may_be(of);
         assert!(known.contains(&at), "{place}: {name:?}: cursor {of} is at {at:?}, and was at {known:?}");
@@ -88,7 +88,7 @@ impl Simulation {
         if log.writable().is_err() {
             return self.excused(process, name, error);
         }
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         assert!(process.is_off() || process.faults() > 0, "{place}: {name:?}: cursors: {error}");
     }
 }

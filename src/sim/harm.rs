@@ -48,7 +48,7 @@ impl Simulation {
         let Some(name) = self.random_certain() else { return };
         let (path, sim) = (Path::new(ROOT).join(&name).join("log.json"), self.disk.clone());
         let Some((at, bit)) = sim.flip_in(&mut self.random, &path) else { return };
-        let place = format!("{}, log {name:?}, bit {bit} at {at}", self.where_(&sim));
+        let place = format!("{}, log {name:?}, bit {bit} at {at}", self.place(&sim));
         sim.note(format_args!("== bit {bit} changes in {} at {at}", path.display()));
         let world = World::new(sim.clone(), &mut self.random);
         let options = StoreOptions { log: self.options(true), ..StoreOptions::default() };
@@ -118,7 +118,7 @@ impl Simulation {
         let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
         let Some((path, at)) = sim.flip(&mut self.random, &dir) else { return };
         sim.note(format_args!("== a bit changes in {} at {at}", path.display()));
-        let place = format!("{}, log {name:?}, bit at {at} of {}", self.where_(&sim), path.display());
+        let place = format!("{}, log {name:?}, bit at {at} of {}", self.place(&sim), path.display());
         let backings = !self.random.one_in(5);
         let world = World::new(sim.clone(), &mut self.random);
         let options = self.options_of(&name, backings);
@@ -155,7 +155,7 @@ impl Simulation {
             log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
             let report = verify_on(&sim, &dir, None, &mut |_, _| ()).expect("it was open");
             assert_reported(&place, &lost, &report.damage);
-            assert_same(&place, &report.damage, &scrubbed);
+            assert_scrub_is_complete(&place, &report.damage, &scrubbed);
         } else {
             assert!(
                 matches!(log.writable(), Err(Error::ReadOnly { .. })),
@@ -168,7 +168,7 @@ impl Simulation {
             return self.mend(world, &name, &options, first, &values);
         }
         known.lost.extend(lost);
-        known.found(first, next, backings);
+        known.note_found(first, next, backings);
         known.was_open = true;
         self.end(&sim, Cut::Kill, true);
         drop(world);
@@ -182,7 +182,7 @@ impl Simulation {
         let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
         let Some((path, at)) = sim.spoil(&mut self.random, &dir) else { return };
         let place =
-            format!("{}, log {name:?}, byte {at} of {} is unreadable", self.where_(&sim), path.display());
+            format!("{}, log {name:?}, byte {at} of {} is unreadable", self.place(&sim), path.display());
         sim.note(format_args!("== the sector of byte {at} in {} cannot be read", path.display()));
         let backings = !self.random.one_in(5);
         let world = World::new(sim.clone(), &mut self.random);
@@ -213,7 +213,7 @@ impl Simulation {
                     let floor = if backings { known.memory } else { known.durable };
                     assert!(next >= floor, "{place}: ends at {next}, {floor} were acknowledged");
                     log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
-                    known.found(first, next, backings);
+                    known.note_found(first, next, backings);
                     known.cursors.check(&place, &log, false);
                 } else {
                     assert!(damage.iter().all(|damage| damage.unreadable), "{place}: {damage:?}");
@@ -254,7 +254,7 @@ impl Simulation {
         // far, and no further.
         let backings_left =
             backing_owners(&world.sim, self.at.path()).unwrap().iter().any(|(of, _)| *of == dir);
-        let place = format!("{}, log {name:?}, repaired, harmed is {:?}", self.where_(&world.sim), harm.at);
+        let place = format!("{}, log {name:?}, repaired, harmed is {:?}", self.place(&world.sim), harm.at);
         if !self.repair_harmed(&world, &place, &name, &harm, &options) {
             world.sim.heal();
             self.end(&world.sim, Cut::Kill, false);
@@ -306,7 +306,7 @@ impl Simulation {
             // The producers file describes another end of the log.
             known.forget_producers = true;
         }
-        known.found(first, next, backings);
+        known.note_found(first, next, backings);
         known.cursors.check(place, &log, false);
         log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
         known.was_open = true;
@@ -379,7 +379,7 @@ impl Simulation {
         let dir = Path::new(ROOT).join(name);
         let backings = options.shm_dir.as_deref();
         let world = self.repair_interrupted(world, &dir, backings, 2);
-        let place = format!("{}, log {name:?}, after repair", self.where_(&world.sim));
+        let place = format!("{}, log {name:?}, after repair", self.place(&world.sim));
         repair_on(&world.sim, &dir, backings, &mut |_, _| ())
             .unwrap_or_else(|error| panic!("{place}: {error}"));
         let env = world.environment(&self.clock);
@@ -403,7 +403,7 @@ impl Simulation {
         let is_there =
             |offset: &u64| found.iter().zip(first..).any(|(value, n)| n == *offset && value.is_some());
         known.lost.retain(|offset| !is_there(offset));
-        known.found(first, next, backings);
+        known.note_found(first, next, backings);
         known.cursors.check(&place, &log, false);
         log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
         let sim = world.sim.clone();
@@ -448,7 +448,7 @@ fn assert_scrubbed(
 }
 
 /// Asserts that a scrub has found everything in sealed segments that `verify` has found.
-fn assert_same(place: &str, verified: &[Damage], (found, end): &(Vec<Damage>, u64)) {
+fn assert_scrub_is_complete(place: &str, verified: &[Damage], (found, end): &(Vec<Damage>, u64)) {
     let is_sealed = |damage: &&Damage| damage.offsets.start < *end && is_segment(&damage.path);
     let is_found = |damage: &Damage| {
         found.iter().any(|one| one.path == damage.path && one.offsets.contains(&damage.offsets.start))

@@ -229,7 +229,7 @@ impl KnownLog {
     }
 
     /// Notes which records were found after opening; all of them are durable now.
-    pub(super) fn found(&mut self, first: u64, next: u64, backings: bool) {
+    pub(super) fn note_found(&mut self, first: u64, next: u64, backings: bool) {
         let rest = self.records.split_off(next as usize);
         // Without backings, a later process may find what an earlier one had in memory.
         let sent: Vec<Sent> = self.sent.iter().filter(|sent| sent.first >= next).copied().collect();

@@ -239,7 +239,7 @@ impl Simulation {
                     assert!(
                         world.sim.faults() != before || world.sim.is_tight(),
                         "{}: does not open: {error}",
-                        self.where_(&world.sim)
+                        self.place(&world.sim)
                     );
                     if attempt > 2 {
                         world.sim.fail_one_in(None);
@@ -306,7 +306,7 @@ impl Simulation {
             return false;
         }
         if let Err(error) = &closed {
-            assert!(faults > 0 || world.sim.faults() != (0, 0), "{}: {error}", self.where_(&world.sim));
+            assert!(faults > 0 || world.sim.faults() != (0, 0), "{}: {error}", self.place(&world.sim));
         }
         // What an idle log could not write is reported only in its messages.
         closed.is_ok() && faults == 0 && world.sim.faults() == (0, 0)
@@ -345,7 +345,7 @@ impl Simulation {
                     assert!(
                         self.logs.contains_key(name),
                         "{}: {name:?} exists, but was deleted or never created",
-                        self.where_(&process.world.sim)
+                        self.place(&process.world.sim)
                     );
                 }
                 let gone: Vec<_> = self.logs.keys().filter(|name| !there.contains(name)).cloned().collect();
@@ -354,7 +354,7 @@ impl Simulation {
                     assert!(
                         known.is_some_and(|known| !known.certain),
                         "{}: {name:?} is gone",
-                        self.where_(&process.world.sim)
+                        self.place(&process.world.sim)
                     );
                 }
                 there
@@ -371,7 +371,7 @@ impl Simulation {
         if process.is_off() {
             return;
         }
-        let place = format!("{}, log {name:?}", self.where_(&process.world.sim));
+        let place = format!("{}, log {name:?}", self.place(&process.world.sim));
         process.world.sim.note(format_args!("check {name}"));
         let known = self.logs.get_mut(name).expect("only known names are checked");
         known.certain = true;
@@ -427,7 +427,7 @@ impl Simulation {
             (known.durable, known.failed) = (next, true);
             return;
         }
-        known.found(first, next, backings);
+        known.note_found(first, next, backings);
         known.cursors.check(&place, &log, process.faults() > 0);
         known.was_open = true;
     }
@@ -456,7 +456,7 @@ impl Simulation {
         !process.is_off() && !open && known.was_open && known.certain
     }
 
-    pub(super) fn where_(&self, sim: &Sim) -> String {
+    pub(super) fn place(&self, sim: &Sim) -> String {
         let steps = sim.steps().0;
         format!("seed {}, generation {}, step {steps}", self.seed, self.counts.generations)
     }

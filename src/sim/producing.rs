@@ -101,7 +101,7 @@ impl Simulation {
         sending: &Sending,
         done: Result<Produced, Error>,
     ) {
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         let Sending { epoch, sequence, values, expect, next } = sending;
         match (done, expect) {
             (Ok(done), Expect::Repeat(again)) if done.repeated => {
@@ -139,7 +139,7 @@ impl Simulation {
     /// A producer starts again.
     fn begin_epoch(&mut self, process: &Process, name: &str, log: &Log, producer: usize, id: &str) {
         process.world.sim.note(format_args!("{id} begins an epoch in {name}"));
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         let known = self.logs.get_mut(name).expect("it is used");
         let state = || log.knows_producers().then(|| log.producer(id).expect("it is in memory"));
         let before = state();

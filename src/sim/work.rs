@@ -55,7 +55,7 @@ impl Simulation {
         match process.get(&name) {
             Ok(log) => Some((name, log)),
             Err(error) => {
-                let place = self.where_(&process.world.sim);
+                let place = self.place(&process.world.sim);
                 assert!(process.is_off() || process.faults() > 0, "{place}: {name:?} does not open: {error}");
                 self.logs.get_mut(&name)?.failed = true;
                 None
@@ -128,7 +128,7 @@ impl Simulation {
             }
             return;
         }
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         match (result, there) {
             (Ok(true), None) => {
                 let mut known = KnownLog { certain: true, was_open: true, ..KnownLog::new(settings) };
@@ -149,16 +149,16 @@ impl Simulation {
             (Err(error), there) => {
                 assert!(process.faults() > 0, "{place}: cannot create {name:?}: {error}");
                 if there.is_none() {
-                    self.existing_with(process, name, settings);
+                    self.create_again(process, name, settings);
                 }
             }
         }
     }
 
     /// Creates a log whose creation has failed, unless that is left to the next process.
-    fn existing_with(&mut self, process: &Process, name: &str, settings: LogSettings) {
+    fn create_again(&mut self, process: &Process, name: &str, settings: LogSettings) {
         let Some(store) = process.store() else { return };
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         let mut known = KnownLog { failed: true, ..KnownLog::new(settings.clone()) };
         if self.random.one_in(2) {
             process.world.sim.fail_one_in(None);
@@ -184,7 +184,7 @@ impl Simulation {
         }
         process.world.sim.note(format_args!("delete {name}"));
         let result = store.delete(&name);
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         let known = self.logs.get_mut(&name).expect("it is certain");
         match result {
             Ok(()) if !process.is_off() => drop(self.logs.remove(&name)),
@@ -235,7 +235,7 @@ impl Simulation {
     /// Asserts that an error is not the log's fault: the disk has failed, or is off. If a write has failed, the log has
     /// too.
     pub(super) fn excused(&mut self, process: &Process, name: &str, error: &Error) {
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         assert!(process.is_off() || process.faults() > 0, "{place}: {name:?}: {error}");
         if let Error::Failed { .. } = error
             && !process.is_off()
@@ -263,7 +263,7 @@ impl Simulation {
                 done => return done,
             }
         }
-        assert!(process.faults() > 0, "{}: an append never finds room", self.where_(&process.world.sim));
+        assert!(process.faults() > 0, "{}: an append never finds room", self.place(&process.world.sim));
         Err(Error::WouldBlock)
     }
 
@@ -273,7 +273,7 @@ impl Simulation {
         if process.is_off() {
             return;
         }
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         let known = self.logs.get_mut(name).expect("it is used");
         assert!(durable >= known.durable && durable <= known.next(), "{place}: {name:?}: durable {durable}");
         assert!(durable <= visible && visible <= next && next == known.next(), "{place}: {name:?}");
@@ -324,7 +324,7 @@ impl Simulation {
     ) {
         self.counts.records += values.len() as u64;
         let (is_backed, without) = log.backed();
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         let known = self.logs.get_mut(name).expect("it is used");
         assert_eq!(first, known.next(), "{place}: {name:?} gives an offset that is not the next one");
         known.append(first, values);
@@ -392,7 +392,7 @@ impl Simulation {
         if process.is_off() || visible == 0 {
             return;
         }
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         let mut reader = log.reader(0);
         let from = self.random.below(visible as usize) as u64;
         let most = self.random.below(40) as u64;
@@ -436,7 +436,7 @@ impl Simulation {
     fn scrub(&mut self, process: &Process) {
         let Some((name, log)) = self.usable(process) else { return };
         process.world.sim.note(format_args!("scrub {name}"));
-        let place = self.where_(&process.world.sim);
+        let place = self.place(&process.world.sim);
         let (damage, end) = match scrub_all(&log) {
             Ok(found) => found,
             Err(error) => {
@@ -476,7 +476,7 @@ impl Simulation {
                 if process.is_off() {
                     return;
                 }
-                assert_eq!(end, next, "{}: {name:?}", self.where_(&process.world.sim));
+                assert_eq!(end, next, "{}: {name:?}", self.place(&process.world.sim));
                 self.logs.get_mut(&name).expect("it is used").durable = next;
             }
             Err(Error::WouldBlock) => {}

@@ -198,7 +198,7 @@ impl Log {
     }
 
     /// What precedes an offset.
-    fn before(&self, offset: u64) -> Result<Standing, Error> {
+    fn standing_before(&self, offset: u64) -> Result<Standing, Error> {
         let Some(last) = offset.checked_sub(1) else { return Ok(Standing::Unknown) };
         match self.reader(last).read(last) {
             Ok(Some(record)) if record.lost => Ok(Standing::Unknown),
@@ -217,7 +217,7 @@ impl Log {
     /// Whether the log has this record before an offset, as far as that can be known.
     fn has_before(&self, offset: u64, noted: Option<u32>) -> Result<bool, Error> {
         let Some(noted) = noted else { return Ok(true) };
-        Ok(match self.before(offset)? {
+        Ok(match self.standing_before(offset)? {
             Standing::Record(crc) => crc == noted && noted != NONE,
             // What was saved had been durable.
             Standing::NotDurable => false,
@@ -243,7 +243,7 @@ impl Log {
             }
         }
         self.writable()?; // if the log was deleted, another one may be at its path
-        let before = match self.before(up_to)? {
+        let before = match self.standing_before(up_to)? {
             Standing::Record(crc) => crc,
             Standing::NotDurable | Standing::Unknown => NONE,
         };

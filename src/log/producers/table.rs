@@ -71,7 +71,7 @@ pub(super) fn first_epoch(now: u64) -> u32 {
 }
 
 /// An error if a batch cannot be the first one of an epoch that `begin_epoch` has not begun.
-pub(super) fn begins(batch: &ProducerBatch<'_>) -> Result<(), Error> {
+pub(super) fn check_begins(batch: &ProducerBatch<'_>) -> Result<(), Error> {
     if batch.epoch > MAX_PRODUCER_EPOCH {
         Err(Error::EpochTooHigh)
     } else if batch.sequence == 0 {
@@ -100,13 +100,13 @@ impl Table {
         let refuse = |epoch, sequence| {
             Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
         };
-        let Some(known) = self.producers.get(batch.id) else { return begins(batch).map(|()| None) };
+        let Some(known) = self.producers.get(batch.id) else { return check_begins(batch).map(|()| None) };
         let next = known.next_sequence();
         if batch.epoch < known.epoch {
             return refuse(known.epoch, next);
         }
         if batch.epoch > known.epoch {
-            return begins(batch).map(|()| None);
+            return check_begins(batch).map(|()| None);
         }
         if batch.sequence == next {
             return Ok(None);
