@@ -72,8 +72,9 @@ enum What {
 /// An answer to it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Answer {
-    /// Of a read: where the next one would begin, and the bytes that were read.
+    /// Of a read: where the next one would begin.
     pub(super) next_offset: u64,
+    /// Of a read: the bytes that were read.
     pub(super) bytes: u64,
 }
 

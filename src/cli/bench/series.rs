@@ -28,6 +28,7 @@ pub(super) struct Second {
 pub(super) struct Series {
     begun: Instant,
     warm_up: Duration,
+    /// For how long it measures after that, at the most.
     most: Duration,
     /// Whether a request belongs to the second in which it was due, because they have a rate; otherwise it belongs to the
     /// one in which it was answered.
@@ -35,12 +36,14 @@ pub(super) struct Series {
     pub(super) seconds: Vec<Second>,
     pub(super) latency: Histogram<u64>,
     pub(super) requests: u64,
-    /// What was appended or read, and the bytes of the values.
+    /// How many records were appended or read.
     pub(super) records: u64,
+    /// The bytes of their values.
     pub(super) bytes: u64,
     pub(super) failed: u64,
-    /// How many were sent that were due in the time that is measured; and how many of them were answered, or have failed.
+    /// How many were sent that were due in the time that is measured.
     sent: u64,
+    /// How many of those were answered, or have failed.
     done: u64,
     /// The first failure, in words.
     pub(super) failure: Option<String>,
