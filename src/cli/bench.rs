@@ -128,8 +128,10 @@ enum Ack {
 impl Bench {
     pub(super) fn run(&self) -> Outcome {
         // Before minutes of measuring, in case it cannot be created.
-        let page =
-            self.html.as_ref().map(|path| std::fs::File::create(path).map_err(|error| said(path, &error)));
+        let page = self
+            .html
+            .as_ref()
+            .map(|path| std::fs::File::create(path).map_err(|error| with_path(path, &error)));
         let page = page.transpose()?;
         let target = self.at.open_or_create()?;
         if matches!(target, Target::Directory(_)) && (self.session || self.http2) {
@@ -139,7 +141,7 @@ impl Bench {
         if let Some(measured) = &measured {
             if let (Some(path), Some(mut page)) = (&self.html, page) {
                 page.write_all(report::html(self, measured).as_bytes())
-                    .map_err(|error| said(path, &error))?;
+                    .map_err(|error| with_path(path, &error))?;
             }
             let text = if self.json { report::json(self, measured)? } else { report::table(self, measured) };
             stdout::write(|out| out.write_all(text.as_bytes()))?;
@@ -219,7 +221,7 @@ impl Bench {
     }
 }
 
-fn said(path: &Path, error: &io::Error) -> String {
+fn with_path(path: &Path, error: &io::Error) -> String {
     format!("{}: {error}", path.display())
 }
 

@@ -214,13 +214,13 @@ pub(super) async fn session(run: &Run, n: u32, address: &str) -> io::Result<()> 
             let body = receiver.body(answer.length.unwrap_or(0)).await?;
             return Err(io::Error::other(String::from_utf8_lossy(&body).into_owned()));
         }
-        stored(&in_flight, &mut receiver, u64::from(run.bench.batch)).await
+        read_lines(&in_flight, &mut receiver, u64::from(run.bench.batch)).await
     };
     both(sends, answers).await
 }
 
 /// Reads the lines of a session until it ends.
-async fn stored(in_flight: &InFlight<'_>, receiver: &mut Receiver, batch: u64) -> io::Result<()> {
+async fn read_lines(in_flight: &InFlight<'_>, receiver: &mut Receiver, batch: u64) -> io::Result<()> {
     let mut batches = 0;
     while let Some(line) = receiver.chunk().await? {
         let line: SessionLine = serde_json::from_slice(&line)?;

@@ -66,10 +66,10 @@ async fn until_all_is_answered(run: &Rc<Run>, target: &Target, logs: &Rc<[Arc<Op
         }
     };
     let tails: Vec<_> = (0..run.bench.tails).map(|n| tail(run, n, target, logs)).collect();
-    spawn_local(say(Rc::clone(run)));
-    let answered = all(senders, run.end() + MAX_WAIT_FOR_ANSWERS).await;
+    spawn_local(print_progress(Rc::clone(run)));
+    let answered = all_end(senders, run.end() + MAX_WAIT_FOR_ANSWERS).await;
     run.over.set(true);
-    if !all(tails, Instant::now() + MAX_WAIT_FOR_ANSWERS).await {
+    if !all_end(tails, Instant::now() + MAX_WAIT_FOR_ANSWERS).await {
         let why = || "readers did not get all records within 10 s after the end".to_owned();
         run.measured.borrow_mut().tails.failed_many(1, why);
     }
@@ -77,7 +77,7 @@ async fn until_all_is_answered(run: &Rc<Run>, target: &Target, logs: &Rc<[Arc<Op
 }
 
 /// Waits for all of these; returns whether they have ended in time.
-async fn all(tasks: Vec<JoinHandle<()>>, deadline: Instant) -> bool {
+async fn all_end(tasks: Vec<JoinHandle<()>>, deadline: Instant) -> bool {
     let all = async {
         for task in tasks {
             let _ = task.await; // a panic was printed
@@ -125,7 +125,7 @@ fn tail(run: &Rc<Run>, n: u32, target: &Target, logs: &Rc<[Arc<OpenLog>]>) -> Jo
 }
 
 /// Prints progress every second.
-async fn say(run: Rc<Run>) {
+async fn print_progress(run: Rc<Run>) {
     let mut said = 0;
     while Instant::now() < run.end() {
         tokio::time::sleep(Duration::from_millis(100)).await;

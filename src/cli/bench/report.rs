@@ -112,7 +112,7 @@ fn plot(title: &str, x_name: &str, y_name: &str, lines: &[Line], x_label: impl F
     let all = || lines.iter().flat_map(|line| line.points.iter().copied());
     let most = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
     let x_most = most(&mut all().map(|(x, _)| x)).max(f64::MIN_POSITIVE);
-    let y_most = nice(most(&mut all().map(|(_, y)| y)));
+    let y_most = axis_end(most(&mut all().map(|(_, y)| y)));
     let (x_at, y_at) =
         (|x: f64| LEFT + x / x_most * (WIDTH - LEFT - 10.0), |y: f64| HEIGHT - y / y_most * (HEIGHT - 10.0));
     let (width, height) = (WIDTH, HEIGHT + BELOW);
@@ -172,7 +172,7 @@ fn quantile_name(nines: f64) -> &'static str {
 }
 
 /// The smallest round number ≥ `most`, for the end of an axis.
-fn nice(most: f64) -> f64 {
+fn axis_end(most: f64) -> f64 {
     if most <= 0.0 {
         return 1.0;
     }
@@ -237,7 +237,7 @@ mod tests {
         for (most, end) in
             [(0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (3.2, 4.0), (41_000.0, 50_000.0), (99.0, 100.0)]
         {
-            assert!((nice(most) - end).abs() < 1e-9, "{most}: {}", nice(most));
+            assert!((axis_end(most) - end).abs() < 1e-9, "{most}: {}", axis_end(most));
         }
         assert_eq!([0.0, 1.0, 2.0, 4.0].map(quantile_name), ["p0", "p90", "p99", "p99.99"]);
         assert_eq!([0.5, 250.0, 12_345.0, 2_500_000.0].map(short), ["0.50", "250", "12 k", "2.5 M"]);
