@@ -114,20 +114,20 @@ pub(in crate::log) struct Wreck {
     /// How many of the survivors are marks of lost records.
     pub(super) lost: u32,
     /// The last survivor, and the CRC of its frame.
-    last: Option<(u32, u32)>,
+    last_survivor: Option<(u32, u32)>,
 }
 
 impl Wreck {
     /// The CRC of the last record's frame; `None` if that record is missing.
     pub(super) fn last_crc(&self) -> Option<u32> {
-        let (last, crc) = self.last?;
+        let (last, crc) = self.last_survivor?;
         (last + 1 == self.survivors.len()).then_some(crc)
     }
 
     /// If its last records are missing, and it may have none after those that are there: the number of these, and the CRC of
     /// the last one.
     pub(super) fn end_in_file(&self) -> Option<(u32, u32)> {
-        let (last, crc) = self.last?;
+        let (last, crc) = self.last_survivor?;
         (self.rest == Rest::None && last + 1 < self.survivors.len()).then_some((last + 1, crc))
     }
 
@@ -304,12 +304,12 @@ pub(super) fn wreck(frames: &[u8], scan: &Scan, later: &search::Later, durable: 
     }
     survivors.extend_to(end);
     let whole = ChunkPosition { records: scan.records(), words: scan.words };
-    let last = survivors.iter().zip(0..).filter_map(|(word, record)| Some((record, word?))).last();
-    let last = last.and_then(|(record, word)| {
+    let survivor = survivors.iter().zip(0..).filter_map(|(word, record)| Some((record, word?))).last();
+    let last_survivor = survivor.and_then(|(record, word)| {
         let frame = frames.get(frame::in_bytes(word)..)?;
         Some((record, u32::from_le_bytes(*frame.first_chunk()?)))
     });
-    Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None, lost, last }
+    Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None, lost, last_survivor }
 }
 
 /// The end of a log that was durable up to `durable`: after the last whole batch that follows without a gap, as on an

@@ -196,11 +196,17 @@ fn a_gap_before_what_only_memory_has_is_not_marked() {
     assert!(matches!(done, Err(Error::BackingContinues { .. })), "{done:?}");
 }
 
+/// Where segments are cut: around sectors, blocks and frames.
+const LENGTHS: &[u64] = &[
+    0, 1, 100, 511, 512, 513, 1024, 1107, 1108, 2000, 4095, 4096, 4097, 4100, 4396, 4608, 5001, 8191, 8192,
+    8200, 9000, 12287, 12288, 12300,
+];
+
 /// Segments on a real file system are cut anywhere, and repaired.
 #[test]
 fn segments_on_a_real_disk_are_cut_anywhere_and_repaired() {
     use crate::log::{inspect::verify, repair::repair_with_progress};
-    let at = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let at = tempfile::tempdir().unwrap();
     let o = || options(8 << 10, 4 << 10, 1 << 20, None);
     let origin = at.path().join("origin");
     let log = crate::Log::open(&origin, o()).unwrap();
@@ -211,35 +217,11 @@ fn segments_on_a_real_disk_are_cut_anywhere_and_repaired() {
     let mut names: Vec<_> =
         std::fs::read_dir(&origin).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    let files: Vec<_> = names.iter().filter(|name| name.to_str().unwrap().ends_with(".seg")).collect();
+    let files: Vec<_> =
+        names.iter().filter(|name| Path::new(name).extension().is_some_and(|is| is == "seg")).collect();
     let mut failed = Vec::new();
     for which in [0, 2, files.len() - 1] {
-        for length in [
-            0,
-            1,
-            100,
-            511,
-            512,
-            513,
-            1024,
-            1107,
-            1108,
-            2000,
-            4095,
-            4096,
-            4097,
-            4100,
-            4096 + 300,
-            4096 + 512,
-            5001,
-            8191,
-            8192,
-            8200,
-            9000,
-            12287,
-            12288,
-            12300,
-        ] {
+        for &length in LENGTHS {
             let dir = at.path().join("log");
             let _ = std::fs::remove_dir_all(&dir);
             std::fs::create_dir(&dir).unwrap();
