@@ -442,8 +442,7 @@ fn a_server_that_no_longer_answers_is_given_up_as_one_that_is_away() {
         std::thread::sleep(Duration::from_millis(20));
     }
     kill_process(server.pid(), Signal::STOP).unwrap();
-    let gives_up = |mut child: Child| {
-        let begun = Instant::now();
+    let gives_up = |mut child: Child, begun: Instant| {
         assert_eq!(ends(&mut child, Duration::from_secs(10)), Some(1));
         let (took, said) = (begun.elapsed(), text(&child.wait_with_output().unwrap().stderr));
         let within = Duration::from_millis(1500)..Duration::from_millis(3800);
@@ -452,11 +451,13 @@ fn a_server_that_no_longer_answers_is_given_up_as_one_that_is_away() {
     };
     // Its input goes on.
     input.write_all(b"2\n").unwrap();
-    assert!(gives_up(running).contains("no answer within 1s"));
+    assert!(gives_up(running, Instant::now()).contains("no answer within 1s"));
     drop(input);
-    for more in [&[][..], &["--create"], &["--import", "i"]] {
-        let arguments = ["append", "a", "Cargo.toml", "--patience", "2", "--url", &url];
-        let said = gives_up(command(&[&arguments[..], more].concat()).spawn().unwrap());
+    let arguments = ["append", "a", "Cargo.toml", "--patience", "2", "--url", &url];
+    let begin = |more: &&[&str]| (command(&[&arguments[..], more].concat()).spawn().unwrap(), Instant::now());
+    let all: Vec<_> = [&[][..], &["--create"], &["--import", "i"]].iter().map(begin).collect();
+    for (child, begun) in all {
+        let said = gives_up(child, begun);
         assert!(
             said.contains("no answer within 1s") && said.contains("trying again for 2 s in all"),
             "{said}"
@@ -464,9 +465,9 @@ fn a_server_that_no_longer_answers_is_given_up_as_one_that_is_away() {
     }
     kill_process(server.pid(), Signal::CONT).unwrap();
     server.kill();
-    for more in [&[][..], &["--create"]] {
-        let arguments = ["append", "a", "Cargo.toml", "--patience", "2", "--url", &url];
-        let said = gives_up(command(&[&arguments[..], more].concat()).spawn().unwrap());
+    let all: Vec<_> = [&[][..], &["--create"]].iter().map(begin).collect();
+    for (child, begun) in all {
+        let said = gives_up(child, begun);
         assert!(said.contains("is the server running?"), "{said}");
     }
 }
