@@ -10,6 +10,7 @@ mod histories;
 mod little_memory;
 mod mended;
 mod old;
+mod remembered;
 mod repaired;
 mod repairing;
 mod unreadable;

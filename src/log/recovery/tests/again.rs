@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-fn kept(at: &Path, memory: u64) -> Options {
+pub(super) fn kept(at: &Path, memory: u64) -> Options {
     Options { durability: Durability::Memory, ..options(8 << 10, 4 << 10, memory, Some(at)) }
 }
 
@@ -38,7 +38,7 @@ fn killed(at: &Path, segments: usize, value: usize) -> (Sim, u64, Vec<PathBuf>) 
 }
 
 /// What the backings have, by offset.
-fn in_backings(at: &Path) -> BTreeMap<u64, Vec<u8>> {
+pub(super) fn in_backings(at: &Path) -> BTreeMap<u64, Vec<u8>> {
     let mut all = BTreeMap::new();
     for path in files_in(at) {
         let bytes = std::fs::read(&path).unwrap();
@@ -58,7 +58,7 @@ fn in_backings(at: &Path) -> BTreeMap<u64, Vec<u8>> {
     all
 }
 
-fn remove(disk: &Sim, path: &Path) {
+pub(super) fn remove(disk: &Sim, path: &Path) {
     disk.remove(path).unwrap();
     disk.sync_dir(Path::new(DIR)).unwrap();
 }

@@ -228,7 +228,7 @@ fn one(seed: u64, in_memory: bool) {
 }
 
 /// `MILLSTREAM_HARM_SEEDS=0..10000` tries others, or more.
-fn seeds(default: Range<u64>) -> Range<u64> {
+pub(super) fn seeds(default: Range<u64>) -> Range<u64> {
     let given = std::env::var("MILLSTREAM_HARM_SEEDS").ok();
     given.map_or(default, |given| {
         let (from, to) = given.split_once("..").expect("such as 0..1000");
