@@ -230,7 +230,7 @@ fn on_a_read_only_file_system_all_is_served_and_appends_continue_when_it_is_writ
         command.args(["verify", dir.to_str().unwrap(), "--shm-dir", "none"]).output().unwrap()
     };
     let verified = verify();
-    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
     let server = Server::start(&data, &flags);
     assert!(!verify().status.success(), "while a server has it open");
     let mut client = server.connect();
