@@ -93,6 +93,7 @@ pub(crate) fn repair_on(
         Some(backings) => recovery::fill(disk, dir, backings, &mut survey, &mut mended)?,
         None => (Vec::new(), missing.clone()),
     };
+    let secret = Secret(survey.secret());
     let Survey { segments, damage, .. } = survey;
     let mut repaired = Repaired { damage, kept: Vec::new() };
     for (n, segment) in segments.iter().enumerate() {
@@ -116,7 +117,7 @@ pub(crate) fn repair_on(
             .map_err(Error::io("write from memory", &path))?;
     }
     for lost in lost {
-        mark_lost(disk, dir, &segments, log, lost)?;
+        mark_lost(disk, dir, &segments, (log, secret), lost)?;
     }
     Ok(repaired)
 }
@@ -126,13 +127,11 @@ fn mark_lost(
     disk: &dyn Disk,
     dir: &Path,
     segments: &[SurveyedSegment],
-    log: LogId,
+    (log, secret): (LogId, Secret),
     gap: Range<u64>,
 ) -> Result<(), Error> {
     let path = dir.join(file::name(gap.start));
     let count = u32::try_from(gap.end - gap.start).unwrap_or(u32::MAX);
-    let secret = segments.iter().map(|segment| segment.header.secret).find(|secret| secret.0.is_some());
-    let secret = secret.unwrap_or(Secret(None));
     // As old as the segment after it, so that retention drops it along with that one, and no earlier.
     let next = segments.iter().find(|segment| segment.header.base >= gap.end);
     let created = next.map_or_else(now, |next| next.header.created);

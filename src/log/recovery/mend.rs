@@ -110,17 +110,16 @@ fn end_before_gone(left: &[LeftBacking], survey: &mut Survey) {
     }
 }
 
-/// Likewise, where a segment has no header of its own and nothing else shows what a backing of it must follow: what fills
-/// the gap before it.
+/// Mends segments that have no header of their own where nothing but what fills the gap before one shows what a backing of
+/// it must follow.
 fn mend_after(
     disk: &dyn Disk,
-    dir: &Path,
     backings: &BackingDir,
+    left: &[LeftBacking],
     survey: &mut Survey,
     fillings: &[Filling],
     all: &mut [Mended],
 ) -> Result<(), Error> {
-    let left = sorted(left_backings(disk, dir, backings, survey)?);
     let bases: Vec<u64> = survey.segments.iter().map(|segment| segment.header.base).collect();
     for ((n, segment), mended) in survey.segments.iter_mut().enumerate().zip(all) {
         let is_open = matches!(segment.state, State::Damaged(_)) && !segment.source.is_own();
@@ -129,7 +128,7 @@ fn mend_after(
             && matches!(mended, Mended::No)
         {
             let next = bases.get(n + 1).map(|next| next - segment.header.base);
-            *mended = mend_segment(disk, backings, &left, segment, before.predecessor_after(), next)?;
+            *mended = mend_segment(disk, backings, left, segment, before.predecessor_after(), next)?;
         }
     }
     Ok(())
@@ -191,14 +190,15 @@ pub(in crate::log) fn fill(
     survey: &mut Survey,
     mended: &mut [Mended],
 ) -> Result<(Vec<Filling>, Vec<Range<u64>>), Error> {
+    let left = sorted(left_backings(disk, dir, backings, survey)?);
     let (mut fillings, mut lost) = (Vec::new(), Vec::new());
     for gap in survey.gaps() {
-        fillings.extend(fill_gap(disk, dir, backings, survey, &gap, fillings.last())?);
+        fillings.extend(fill_gap(disk, backings, &left, survey, &gap, fillings.last())?);
         let filled = fillings.last().map_or(0, Filling::end).max(gap.start);
         lost.extend(Some(filled..gap.end).filter(|lost| !lost.is_empty()));
     }
-    ensure_unbound(disk, dir, backings, survey, &lost)?;
-    mend_after(disk, dir, backings, survey, &fillings, mended)?;
+    ensure_unbound(dir, backings, &left, survey, &lost)?;
+    mend_after(disk, backings, &left, survey, &fillings, mended)?;
     Ok((fillings, lost))
 }
 
@@ -207,18 +207,17 @@ pub(in crate::log) fn fill(
 /// the end of the gap, or was sealed. `before` is what fills the gap before this one, if that reaches up to it.
 fn fill_gap(
     disk: &dyn Disk,
-    dir: &Path,
     backings: &BackingDir,
+    left: &[LeftBacking],
     survey: &Survey,
     gap: &Range<u64>,
     before: Option<&Filling>,
 ) -> Result<Vec<Filling>, Error> {
-    let left = sorted(left_backings(disk, dir, backings, survey)?);
     let mut fillings: Vec<Filling> = Vec::new();
     let mut from = gap.start;
     while from < gap.end {
         let before = fillings.last().or(before.filter(|before| before.end() == from));
-        let next = next_filling(disk, backings, &left, survey, before, from..gap.end)?;
+        let next = next_filling(disk, backings, left, survey, before, from..gap.end)?;
         let Some(next) = next else { break };
         from = next.end();
         fillings.push(next);
@@ -274,9 +273,9 @@ fn next_filling(
 /// An error if these records are marked as lost and a backing continues after them: it is recognised only by the last of
 /// them, where no file has a record after that.
 fn ensure_unbound(
-    disk: &dyn Disk,
     dir: &Path,
     backings: &BackingDir,
+    left: &[LeftBacking],
     survey: &Survey,
     lost: &[Range<u64>],
 ) -> Result<(), Error> {
@@ -291,7 +290,6 @@ fn ensure_unbound(
         };
         backing.header.base == end && matches!(backing.predecessor, Predecessor::Frame(_)) && has_records()
     };
-    let left = sorted(left_backings(disk, dir, backings, survey)?);
     left.iter().find(is_bound).map_or(Ok(()), |backing| {
         let backing = backings.path(&backing.name);
         Err(Error::BackingContinues { backing, path: dir.join(file::name(end)) })

@@ -1,6 +1,10 @@
 //! Several segments at once, and logs that are harmed again after a repair.
 
-use super::{DIR, backings, files_in, kill, open, options, repaired_with, verified};
+use super::{
+    DIR, backings, files_in, kill, open, options,
+    repaired::{large, log_of_batches},
+    repaired_with, verified,
+};
 use crate::{
     Durability, Error, Options,
     chunk::Predecessor,
@@ -138,18 +142,7 @@ fn a_backing_stays_though_its_segment_is_repaired_twice() {
 /// A segment that was cut within a batch and repaired ends within a batch. Then its header is lost.
 #[test]
 fn a_segment_that_ends_within_a_batch_is_repaired_without_its_header() {
-    let large = || options(1 << 20, 1 << 20, 8 << 20, None);
-    let sim = Sim::new(1);
-    let log = open(&sim, large()).unwrap();
-    for segment in 0..3 {
-        for _ in 0..20 {
-            log.append_batch(&[&[segment; 100], &[segment; 100], &[segment; 100]]).unwrap();
-        }
-        if segment < 2 {
-            log.roll().unwrap();
-        }
-    }
-    log.close().unwrap();
+    let sim = log_of_batches();
     let path = Path::new("/log/00000000000000000060.seg");
     sim.damage(path, |bytes| bytes.truncate(4096 + 5 * 128));
     repaired_with(&sim, None);

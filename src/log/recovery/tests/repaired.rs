@@ -6,7 +6,7 @@ use std::path::Path;
 
 const SECOND: &str = "/log/00000000000000000050.seg";
 
-fn large() -> Options {
+pub(super) fn large() -> Options {
     options(1 << 20, 1 << 20, 8 << 20, None)
 }
 
@@ -87,7 +87,7 @@ fn an_empty_segment_without_its_header_is_repaired_and_retention_keeps_its_succe
 }
 
 /// Each batch has three records. Segments at 0, 60 and 120.
-fn log_of_batches() -> Sim {
+pub(super) fn log_of_batches() -> Sim {
     let sim = Sim::new(1);
     let log = open(&sim, large()).unwrap();
     for segment in 0..3 {
