@@ -26,14 +26,19 @@ const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from
 /// How long a body's pace is measured before it is judged.
 const PACE: Duration = Duration::from_secs(1);
 
-/// If there is no room for a body of this many bytes, waits until there is, for as long as an append may wait, and
-/// takes it.
+/// Takes the memory for a body of this many bytes. If there is no room for it, waits until there is, for as long as an
+/// append may wait. Only a small body that need not wait takes its memory later, as it arrives.
 pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usize) -> Result<Grant, Problem> {
     let memory = &context.memory;
     let size = Size::of(bytes);
     let mut grant = memory.grant(Purpose::Request);
-    let has_room = || memory.has_room(Purpose::Request, bytes);
-    if bytes <= UNCOUNTED_BYTES || has_room() && !memory.has_waiting_of(size) {
+    let mut has_room = || match size {
+        // It holds little until it comes, and others need not wait for it before that.
+        Size::Small => memory.has_room(Purpose::Request, bytes),
+        // Many that begin at once would otherwise be read in part, and wait for each other.
+        Size::Medium | Size::Large => grant.cover(bytes).is_ok(),
+    };
+    if bytes <= UNCOUNTED_BYTES || !memory.has_waiting_of(size) && has_room() {
         return Ok(grant);
     }
     let _waiting = memory.body_waits(bytes, share.waiting_bodies());

@@ -192,7 +192,7 @@ fn slow_uploads_hold_no_more_than_the_budget_and_what_does_not_fit_is_refused_be
         // Meanwhile another large one of which only the head has arrived is refused, or, if its turn has come, ended because
         // it sends nothing; a small one is not.
         let in_use = || metric(&server, "millstream_http_memory_bytes") as usize;
-        wait_for("the budget is used up", Duration::from_secs(6), || in_use() > 185 * MIB);
+        wait_for("the budget is used up", Duration::from_secs(6), || in_use() >= 12 * 15 * MIB);
         let mut one_more = server.connect();
         one_more.send(head.as_bytes()).unwrap();
         let answer = one_more.answer().unwrap();
