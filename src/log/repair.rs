@@ -5,7 +5,7 @@
 use super::{
     Damage, Error, Options,
     environment::now,
-    recovery::{self, Copies, Filling, HeaderSource, Mended, State, Survey, SurveyedSegment},
+    recovery::{self, Candidates, Copies, Filling, HeaderSource, Mended, State, Survey, SurveyedSegment},
 };
 use crate::{
     LogId,
@@ -83,14 +83,18 @@ pub(crate) fn repair_on(
         Some(at) if !survey.damage.is_empty() => backings_at(disk, dir, at, &survey)?,
         _ => None,
     };
-    let mut mended = match &backings {
-        Some(backings) => recovery::mend(disk, dir, backings, &mut survey)?,
+    let candidates = match &backings {
+        Some(backings) => Some(Candidates::find(disk, dir, backings, &survey)?),
+        None => None,
+    };
+    let mut mended = match &candidates {
+        Some(candidates) => recovery::mend(candidates, &mut survey)?,
         None => Vec::new(),
     };
     // What was mended may have closed a gap.
     let missing = survey.gaps();
-    let (fillings, lost) = match &backings {
-        Some(backings) => recovery::fill(disk, dir, backings, &mut survey, &mut mended)?,
+    let (fillings, lost) = match &candidates {
+        Some(candidates) => recovery::fill(candidates, &mut survey, &mut mended)?,
         None => (Vec::new(), missing.clone()),
     };
     let secret = Secret(survey.secret());

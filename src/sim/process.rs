@@ -470,8 +470,8 @@ impl Simulation {
         let known = &self.logs[&name];
         let place = format!("seed {}, generation {}, log {name:?}", self.seed, self.counts.generations);
         for damage in &report.damage {
-            // What is derived may be lost, and is rewritten.
-            let derived = damage.offsets.is_empty();
+            // What is derived is lost only by a fault, and is rewritten.
+            let derived = damage.offsets.is_empty() && (known.flipped || damage.unreadable);
             let lost = !damage.offsets.is_empty()
                 && damage.offsets.clone().all(|offset| known.lost.contains(&offset));
             assert!(derived || lost, "{place}: verify reports damage where there is none: {damage}");

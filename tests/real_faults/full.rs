@@ -221,7 +221,6 @@ fn on_a_read_only_file_system_all_is_served_and_appends_continue_when_it_is_writ
     for _ in 0..100 {
         client.append(&[7; 1000]).unwrap();
     }
-    std::thread::sleep(Duration::from_millis(300)); // a segment may still be sealed, which `verify` would say
     server.kill();
     let mount = |how: &str| run("mount", &["-o", how, disk.at.to_str().unwrap()]).unwrap();
     mount("remount,ro");

@@ -131,9 +131,15 @@ impl Wreck {
         (self.rest == Rest::None && last + 1 < self.survivors.len()).then_some((last + 1, crc))
     }
 
+    /// The number of records up to the last one that is there.
+    pub(super) fn in_file(&self) -> u32 {
+        self.last_survivor.map_or(0, |(last, _)| last + 1)
+    }
+
     /// The records after the first ones are not this segment's.
     pub(super) fn ends_at(&mut self, records: u32) {
         self.survivors.extend_to(records);
+        self.rest = Rest::None;
     }
 }
 

@@ -125,7 +125,7 @@ fn look(
                     (examined.state, examined.has_unreadable_zeros)
                 };
                 let segment = outline.surveyed(state, has_unreadable_zeros);
-                note_damage(&segment, deep, &mut survey.damage);
+                note_damage(&segment, outline.was_sealed(), deep, &mut survey.damage);
                 survey.segments.push(segment);
                 progress(n + 1, outlines.len());
             }
@@ -180,6 +180,11 @@ impl Outline {
     fn sealed(&self) -> Option<Footer> {
         let room = self.next.map(|next| next - self.header.base);
         self.footer.filter(|footer| room.is_none_or(|room| u64::from(footer.records) <= room))
+    }
+
+    /// Whether its file was cut to size, which is the last step of sealing it.
+    fn was_sealed(&self) -> bool {
+        self.length != file::length(self.header.capacity)
     }
 
     fn surveyed(&self, state: State, has_unreadable_zeros: bool) -> SurveyedSegment {
@@ -376,7 +381,7 @@ fn examine(outline: &Outline, bytes: Region) -> Examined {
     Examined { state, has_unreadable_zeros, lost }
 }
 
-fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
+fn note_damage(segment: &SurveyedSegment, was_sealed: bool, deep: bool, damage: &mut Vec<Damage>) {
     let (base, known) = (segment.header.base, damage.len());
     let mut push = |offsets: Range<u64>, unreadable: bool, reason: &str| {
         damage.push(Damage { unreadable, ..Damage::new(offsets, &segment.path, reason) });
@@ -420,11 +425,12 @@ fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) 
                 damage.push(Damage::new(base..base, &segment.path, "its frames do not verify as a whole"));
             }
         }
-        State::Unfinished(_) if deep => {
+        // A process that is killed may leave a segment with all of its records that it has not sealed yet.
+        State::Unfinished(_) if deep && was_sealed => {
             push(
                 base..base,
                 false,
-                "the index or footer is missing, wrong or cannot be read; opening or repair rewrites it",
+                "its index or footer is wrong or cannot be read; opening or repair rewrites it",
             );
         }
         _ => {}

@@ -153,6 +153,7 @@ fn a_crash_between_writing_index_and_footer_and_cutting_the_file_loses_nothing()
             let first = Path::new(FIRST);
             sim.damage(first, |bytes| bytes.resize(file::length(size) as usize, 0));
             let alone = sim.snapshot();
+            assert_eq!(verified(&sim, None).damage, [], "{size} {value}");
             let log = open(&sim, o()).unwrap();
             assert_eq!((log.damage(), log.next_offset()), (&[][..], acknowledged), "{size} {value}");
             assert_eq!(log.append(b"on").unwrap(), acknowledged);
@@ -292,16 +293,18 @@ fn rot_in_a_footer_or_an_index_is_made_good_and_loses_nothing() {
                 log.append_batch(&batch).and_then(|at| log.wait_durable(at + 99)).unwrap();
             }
             let next = log.next_offset();
+            let index = 4 * log.shared.chain.load().segments[1].header.base as usize;
             log.close().unwrap();
             if rot == "last footer" {
                 let names: Vec<_> = sim.dump().into_keys().collect();
                 names[1..].iter().for_each(|name| Disk::remove(&sim, name).unwrap());
             }
             sim.damage(Path::new(FIRST), |bytes| {
-                let back = if rot == "index" { 4096 + 40 } else { 4096 - 33 };
+                let back = if rot == "index" { 4096 + index.next_multiple_of(4096) - 40 } else { 4096 - 33 };
                 let at = bytes.len() - back;
                 bytes[at] ^= 1;
             });
+            assert_eq!(verified(&sim, None).damage.len(), 1, "{rot}");
             let log = open(&sim, o()).unwrap_or_else(|error| panic!("{rot}: {error}"));
             assert_eq!(log.damage(), [], "{rot}");
             if rot != "last footer" {
