@@ -323,10 +323,9 @@ impl Client {
         let headers = [("accept", wire::MEDIA_TYPE)];
         let request = self.request(Method::GET, &path, &headers, Bytes::new())?;
         let answer = self.send(request, log).await.map_err(|refusal| refusal.error)?;
-        let next =
-            answer.headers().get("millstream-next-offset").and_then(|next| next.to_str().ok()?.parse().ok());
+        let next = answer.headers().get(wire::NEXT_OFFSET).and_then(|next| next.to_str().ok()?.parse().ok());
         let next_offset = next.ok_or_else(|| Error::Answer { reason: "no next offset".into() })?;
-        let log_id = answer.headers().get("millstream-log-id").and_then(|id| id.to_str().ok());
+        let log_id = answer.headers().get(wire::LOG_ID).and_then(|id| id.to_str().ok());
         let log_id = log_id.map(str::to_owned); // older servers do not say it
         Ok((Page { records: frames(&self.body(answer).await?)?, next_offset }, log_id))
     }

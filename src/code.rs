@@ -1,6 +1,8 @@
 //! The stable codes of errors over HTTP: one table, from which problem documents, the client's errors, `/openapi.json`
 //! and the table in `docs/api.md` are generated.
 
+use crate::settings::ValueError;
+
 macro_rules! codes {
     ($($name:ident $status:literal $text:literal $again:ident $stored:ident $advice:literal;)*) => {
         /// Why a request was refused. [`as_str`](Self::as_str) is the `code` of a problem document.
@@ -148,6 +150,16 @@ impl Code {
 impl std::fmt::Display for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl From<&ValueError> for Code {
+    /// The code with which a server refuses such a value.
+    fn from(error: &ValueError) -> Self {
+        match error {
+            ValueError::TooLarge { .. } => Self::RecordTooLarge,
+            ValueError::NotJson { .. } => Self::NotJson,
+        }
     }
 }
 

@@ -71,7 +71,7 @@ pub use log::{BATCH_EXTRA_BYTES, PRODUCER_MARK_BYTES};
 #[cfg(feature = "store")]
 pub use log::{
     BegunEpoch, CURSORS_PER_LOG, Cursor, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, Produced, ProducerBatch,
-    ProducerState, StoredBatch,
+    ProducerState, StoredBatch, is_producer_id,
 };
 /// The name of [`BegunEpoch`] in earlier versions.
 #[cfg(feature = "store")]

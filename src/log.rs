@@ -73,7 +73,7 @@ pub use options::{Durability, Options};
 #[cfg(all(fuzzing, feature = "store"))]
 pub use producers::fuzzing::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
-pub use producers::{BegunEpoch, Produced, ProducerBatch, ProducerState, StoredBatch};
+pub use producers::{BegunEpoch, Produced, ProducerBatch, ProducerState, StoredBatch, is_producer_id};
 #[cfg(feature = "server")]
 pub(crate) use producers::{Content, check_first, check_id as check_producer_id};
 #[cfg(feature = "server")]

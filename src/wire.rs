@@ -19,6 +19,10 @@
 
 /// The media type of a body that consists of wire frames.
 pub(crate) const MEDIA_TYPE: &str = "application/vnd.millstream.frames";
+/// The header with the id of the log that was read: a log that is created again after it was deleted has another one.
+pub(crate) const LOG_ID: &str = "millstream-log-id";
+/// The header with the offset to read from next.
+pub(crate) const NEXT_OFFSET: &str = "millstream-next-offset";
 
 /// What each frame begins with: the length of its value, and whether the value is JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

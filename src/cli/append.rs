@@ -19,6 +19,7 @@ use millstream::{
     Code, PRODUCER_ID_BYTES, RECORD_EXTRA_BYTES,
     client::{self, Client, Patience, ProducerOptions},
     import::{Progress, Split},
+    is_producer_id,
     store::{LogSettings, OpenLog},
 };
 use sink::{Appended, Sink, Writer};
@@ -100,15 +101,12 @@ enum Format {
 
 /// A name for an import, which is the id of a producer.
 fn import_name(text: &str) -> Result<String, String> {
-    let fits = (1..=PRODUCER_ID_BYTES).contains(&text.len())
-        && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
-        && text.trim() == text;
     let expected = || {
         format!(
             "it must be 1 to {PRODUCER_ID_BYTES} printable characters of ASCII, with no space at either end"
         )
     };
-    fits.then(|| text.to_owned()).ok_or_else(expected)
+    is_producer_id(text).then(|| text.to_owned()).ok_or_else(expected)
 }
 
 /// What was done.
@@ -479,7 +477,7 @@ async fn patiently<T>(
             }
             Some(done) => {
                 if last.is_some() {
-                    say_it_is_over();
+                    stderr::say_answers_again();
                 }
                 return done;
             }
@@ -498,10 +496,6 @@ fn say_trouble(error: &(dyn std::error::Error + 'static), patience: Duration) {
     stderr::say(format_args!("{words}; trying again for {} s in all", patience.as_secs()));
 }
 
-fn say_it_is_over() {
-    stderr::say(format_args!("the server answers again"));
-}
-
 /// Says what keeps the producer from storing. Completes with that when the producer gives up.
 async fn lasting(
     gives_up: impl Future<Output = client::Error>,
@@ -515,7 +509,7 @@ async fn lasting(
             error = &mut gives_up => return error,
             Ok(()) = trouble.changed() => match trouble.borrow_and_update().as_ref() {
                 Some(error) => say_trouble(error, patience),
-                None => say_it_is_over(),
+                None => stderr::say_answers_again(),
             },
         }
     }

@@ -157,7 +157,7 @@ async fn follow(mut tail: client::Tail, part: Part, form: Form) -> Result<(), Fa
             Ok(()) = trouble.changed() => {
                 match trouble.borrow_and_update().as_ref() {
                     Some(error) => stderr::say(format_args!("{}; trying again", Said::of(error).words)),
-                    None => stderr::say(format_args!("the server answers again")),
+                    None => stderr::say_answers_again(),
                 }
                 continue;
             }

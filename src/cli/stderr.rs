@@ -30,6 +30,11 @@ enum Item {
     Flush(SyncSender<()>),
 }
 
+/// Says that what was said of a server that could not be reached is over.
+pub(super) fn say_answers_again() {
+    say(format_args!("the server answers again"));
+}
+
 /// Writes lines of a log to standard error, each in one call.
 #[derive(Clone)]
 pub(super) struct Lines {

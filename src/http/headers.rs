@@ -1,12 +1,13 @@
 //! The headers of requests and answers that `hyper` has no name for. Those of an append's producer are in
 //! `producers`, which takes them apart.
 
+use crate::wire;
 use hyper::header::HeaderName;
 
-/// The id of the log that was read: a log that is created again after it was deleted has another one.
-pub(super) const LOG_ID: HeaderName = HeaderName::from_static("millstream-log-id");
-/// The offset to read from next.
-pub(super) const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
+/// See [`wire::LOG_ID`].
+pub(super) const LOG_ID: HeaderName = HeaderName::from_static(wire::LOG_ID);
+/// See [`wire::NEXT_OFFSET`].
+pub(super) const NEXT_OFFSET: HeaderName = HeaderName::from_static(wire::NEXT_OFFSET);
 /// How many of the records are marked as lost, if any: formats that consist of values have no mark for it.
 pub(super) const LOST_RECORDS: HeaderName = HeaderName::from_static("millstream-lost-records");
 /// When the record was appended, in milliseconds since 1970.

@@ -173,9 +173,7 @@ impl Problem {
 
     /// A log does not take a value.
     pub(super) fn refused_value(error: &ValueError, detail: impl Display) -> Self {
-        let code =
-            if matches!(error, ValueError::NotJson { .. }) { Code::NotJson } else { Code::RecordTooLarge };
-        Self::new(code, detail)
+        Self::new(error.into(), detail)
     }
 
     /// The disk is behind.

@@ -168,12 +168,16 @@ pub(super) struct Producers {
     asked: Arc<epochs::Asked>,
 }
 
-/// The rule for ids, wherever one comes from: what a header and a path can carry.
-pub(crate) fn check_id(id: &str) -> Result<(), Error> {
-    let fits = (1..=PRODUCER_ID_BYTES).contains(&id.len())
+/// Whether this may be the id of a producer, which a header and a path have to carry: 1 to [`PRODUCER_ID_BYTES`] printable
+/// characters of ASCII, with no space at either end.
+pub fn is_producer_id(id: &str) -> bool {
+    (1..=PRODUCER_ID_BYTES).contains(&id.len())
         && id.bytes().all(|byte| (b' '..=b'~').contains(&byte))
-        && id.trim_ascii().len() == id.len();
-    if fits { Ok(()) } else { Err(Error::BadProducer) }
+        && id.trim_ascii().len() == id.len()
+}
+
+pub(crate) fn check_id(id: &str) -> Result<(), Error> {
+    if is_producer_id(id) { Ok(()) } else { Err(Error::BadProducer) }
 }
 
 impl Log {

@@ -3,9 +3,8 @@
 
 use super::Said;
 use millstream::{
-    Code,
     import::{Error, Progress, Source, Split},
-    store::{LogSettings, ValueError},
+    store::LogSettings,
 };
 use std::{
     io::{self, BufReader, Read},
@@ -36,14 +35,6 @@ pub(super) struct Next {
     pub(super) refused: Option<Said>,
     /// Its part of [`AHEAD_BYTES`], until it is dropped.
     pub(super) room: Option<OwnedSemaphorePermit>,
-}
-
-/// The code with which a server refuses such a value.
-fn code_of(error: &ValueError) -> Code {
-    match error {
-        ValueError::NotJson { .. } => Code::NotJson,
-        _ => Code::RecordTooLarge,
-    }
 }
 
 /// How far a file was read.
@@ -135,7 +126,7 @@ impl Input {
                         let refused = settings
                             .check_value(&record, source.is_json())
                             .err()
-                            .map(|error| Said::new(code_of(&error), format!("{}: {error}", source.name())));
+                            .map(|error| Said::new((&error).into(), format!("{}: {error}", source.name())));
                         Ok(Next {
                             refused,
                             record: std::mem::take(&mut record),

@@ -18,8 +18,8 @@ pub(super) struct KnownProducer {
     /// The last batches, newest last, all of one epoch.
     pub(super) batches: VecDeque<StoredBatch>,
     /// The epoch of these batches, if it is not the newest one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) of: Option<u32>,
+    #[serde(rename = "of", default, skip_serializing_if = "Option::is_none")]
+    pub(super) batches_epoch: Option<u32>,
     /// When the newest batch came, or the epoch began, in milliseconds since 1970.
     pub(super) used: u64,
     /// [`Table::changes`] when it was last used since the log was opened, or 0. A clock that was wrong does not make it newer
@@ -127,13 +127,19 @@ impl Table {
                 self.producers.remove(&oldest);
             }
         }
-        let fresh =
-            KnownProducer { epoch, batches: VecDeque::new(), of: None, used: time, turn: 0, mark: None };
+        let fresh = KnownProducer {
+            epoch,
+            batches: VecDeque::new(),
+            batches_epoch: None,
+            used: time,
+            turn: 0,
+            mark: None,
+        };
         let known = self.producers.entry(id.to_owned()).or_insert(fresh);
         known.used = known.used.max(time);
         known.turn = self.changes;
         if epoch > known.epoch {
-            known.of.get_or_insert(known.epoch);
+            known.batches_epoch.get_or_insert(known.epoch);
             known.epoch = epoch;
         }
         known
@@ -173,10 +179,10 @@ impl Table {
 
     pub(super) fn note(&mut self, batch: &ProducerBatch<'_>, stored: StoredBatch, time: u64) {
         let known = self.producer(batch.id, batch.epoch, time);
-        if known.of.unwrap_or(known.epoch) != batch.epoch {
+        if known.batches_epoch.unwrap_or(known.epoch) != batch.epoch {
             known.batches.clear();
         }
-        known.of = Some(batch.epoch).filter(|&epoch| epoch != known.epoch);
+        known.batches_epoch = Some(batch.epoch).filter(|&epoch| epoch != known.epoch);
         known.batches.push_back(stored);
         if known.batches.len() > MAX_REMEMBERED {
             known.batches.pop_front();
@@ -191,7 +197,7 @@ impl Table {
 impl KnownProducer {
     /// The last batches of the newest epoch.
     pub(super) fn current(&self) -> impl DoubleEndedIterator<Item = &StoredBatch> {
-        self.batches.iter().filter(|_| self.of.is_none())
+        self.batches.iter().filter(|_| self.batches_epoch.is_none())
     }
 
     /// The sequence of the next batch in the newest epoch.
@@ -200,7 +206,7 @@ impl KnownProducer {
     }
 
     pub(super) fn begun(&self) -> BegunEpoch {
-        let earlier = self.of.map(|epoch| (epoch, self.batches.iter().copied().collect()));
+        let earlier = self.batches_epoch.map(|epoch| (epoch, self.batches.iter().copied().collect()));
         let (mark, mark_end) = self.mark.as_ref().map(|mark| (mark.text.clone(), mark.next_offset)).unzip();
         BegunEpoch { epoch: self.epoch, mark, mark_end, earlier }
     }
