@@ -284,7 +284,7 @@ fn without_parameters<B>(request: Request<B>) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The document at `/openapi.json`, with the limits of this server; `tests/openapi.rs` compares it with what the server
+/// The document at `/openapi.json`, with the limits of this server; `tests/program/openapi.rs` compares it with what the server
 /// does.
 fn openapi(context: &Context) -> Answer {
     let made = || {

@@ -1,9 +1,7 @@
 //! Named positions of consumers, over HTTP and by the client.
 
-mod support;
-
+use crate::support::Server;
 use millstream::client::{Client, Error};
-use support::Server;
 
 fn server() -> (tempfile::TempDir, Server) {
     let data = tempfile::tempdir().unwrap();

@@ -1,7 +1,6 @@
 //! The commands of the command line, used with a running server and with a directory.
 
-mod support;
-
+use crate::support::Server;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -9,7 +8,6 @@ use std::{
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
-use support::Server;
 
 fn millstream(arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))

@@ -1,13 +1,11 @@
 //! What the commands do when they fail: with a server and with a directory the same exit code, the same words, and with
 //! `--json` the same code.
 
-mod support;
-
+use crate::support::{Server, program};
 use std::{
     io::{BufRead, Write},
     process::{Output, Stdio},
 };
-use support::{Server, program};
 
 fn run(arguments: &[&str], input: &str) -> Output {
     let mut command = program::millstream();

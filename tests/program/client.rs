@@ -1,7 +1,6 @@
 //! The client library against a server that is killed, restarted, and short of what it needs.
 
-mod support;
-
+use crate::support::Server;
 use millstream::client::{Client, Error, LogSettings, Producer, ProducerOptions, StartAt};
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -11,7 +10,6 @@ use std::{
     },
     time::Duration,
 };
-use support::Server;
 
 fn start() -> (tempfile::TempDir, Server, Client) {
     let data = tempfile::tempdir().unwrap();
@@ -359,11 +357,11 @@ fn a_ticket_says_that_its_record_cannot_be_stored_also_if_the_producer_cannot_be
 #[test]
 fn tickets_have_the_offsets_of_their_records_also_where_a_batch_ends_and_others_append() {
     let (_data, server, client) = start();
-    let stop = std::sync::Arc::new(support::Stops::default());
+    let stop = std::sync::Arc::new(crate::support::Stops::default());
     let others = {
         let (stop, address) = (std::sync::Arc::clone(&stop), server.address.clone());
         std::thread::spawn(move || {
-            let mut other = support::Client::connect(&address).unwrap();
+            let mut other = crate::support::Client::connect(&address).unwrap();
             while !stop.is_set() {
                 other.request("POST", "/v1/logs/clicks/records", b"other").unwrap();
             }
@@ -498,7 +496,7 @@ fn proxy(
 ) -> Client {
     other_server(move |head, body| {
         let hand_on = || {
-            let mut server = support::Client::connect(&address).unwrap();
+            let mut server = crate::support::Client::connect(&address).unwrap();
             server.send(head.as_bytes()).unwrap();
             server.send(body).unwrap();
             let answer = server.answer().unwrap();

@@ -1,17 +1,13 @@
 //! The server is killed with SIGKILL at random moments while several connections append: afterwards every acknowledged
 //! record exists, unchanged, at its offset, and there are no gaps.
 //!
-//! `MILLSTREAM_KILL_ROUNDS=200 cargo test --test killed` for more than 20 rounds.
+//! `MILLSTREAM_KILL_ROUNDS=200 cargo test --test program killed` for more than 20 rounds.
 
-#![allow(clippy::too_many_lines)] // each tells one story
-
-mod support;
-
+use crate::support::{Client, Server};
 use std::{
     collections::BTreeMap,
     time::{Duration, SystemTime},
 };
-use support::{Client, Server};
 
 const CONNECTIONS: u64 = 4;
 
@@ -127,7 +123,7 @@ fn kill_under_load(flags: &[&str], backings: &std::path::Path, crash: bool) {
 }
 
 fn memory() -> tempfile::TempDir {
-    tempfile::tempdir_in(support::shm::dir()).unwrap()
+    tempfile::tempdir_in(crate::support::shm::dir()).unwrap()
 }
 
 #[test]

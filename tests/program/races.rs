@@ -2,8 +2,7 @@
 //! stored afterwards is what the answers said. Each race is run for a moment only; `tests/linearizable` looks at
 //! histories as a whole.
 
-mod support;
-
+use crate::support::{Client, Reply, Server, processor::Processor};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -15,7 +14,6 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::{Client, Reply, Server, processor::Processor};
 
 /// How long each race is run.
 const LONG: Duration = Duration::from_millis(1500);

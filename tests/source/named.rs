@@ -174,13 +174,18 @@ fn every_file_of_tests_is_named_for_contributors() {
     let page = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
     let (_, tests) = page.split_once("## Tests\n").unwrap();
     let (tests, _) = tests.split_once("\n### ").unwrap();
-    let entries = fs::read_dir(root().join("tests")).unwrap().map(|entry| entry.unwrap().path());
     let mut missing = Vec::new();
-    for path in entries {
-        let name = path.file_name().unwrap().to_str().unwrap();
-        let named = format!("`tests/{name}{}`", if path.is_dir() { "/" } else { "" });
-        if !["support", "golden"].contains(&name) && !tests.contains(&named) {
-            missing.push(named);
+    // Those of the other directories are of one subject.
+    for dir in ["tests", "tests/program", "tests/source"] {
+        for entry in fs::read_dir(root().join(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let named = format!("`{dir}/{name}{}`", if path.is_dir() { "/" } else { "" });
+            if !["support", "golden", "program", "source", "main.rs"].contains(&name)
+                && !tests.contains(&named)
+            {
+                missing.push(named);
+            }
         }
     }
     assert!(missing.is_empty(), "CONTRIBUTING.md does not say what these test: {missing:?}");

@@ -1,20 +1,13 @@
 //! The command line: exit code 2 for incorrect usage, 1 for failure (`verify`: 1 for damage, 2 for all else), and a one-line error that says what to do.
 
-#[path = "support/program.rs"]
-mod program;
-#[path = "support/shm.rs"]
-mod shm;
-#[path = "support/skipped.rs"]
-mod skipped;
-
+use crate::support::program::millstream;
+use crate::support::skipped::skipped;
 use millstream::{Log, Options};
-use program::millstream;
-use skipped::skipped;
 use std::{path::Path, process::Output};
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = millstream();
-    command.env("MILLSTREAM_SHM_DIR", shm::dir()).args(arguments).output().unwrap()
+    command.env("MILLSTREAM_SHM_DIR", crate::support::shm::dir()).args(arguments).output().unwrap()
 }
 
 /// Runs a command that should fail: returns its exit code and its error, which must be one line.
@@ -26,7 +19,7 @@ fn failure(arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 fn options() -> Options {
-    Options { shm_dir: Some(shm::dir().to_owned()), ..Options::default() }
+    Options { shm_dir: Some(crate::support::shm::dir().to_owned()), ..Options::default() }
 }
 
 fn log_with(dir: &Path, records: u8) {
@@ -384,7 +377,7 @@ fn a_variable_that_is_no_setting_is_named_in_a_warning() {
     let mut command = millstream();
     // The data directory is not a directory, so that the server exits.
     command.args(["serve", "--data", "/dev/null", "--listen", "127.0.0.1:0"]);
-    command.env("MILLSTREAM_SHM_DIR", shm::dir()).env("MILLSTREAM_GRACE_SECOND", "1");
+    command.env("MILLSTREAM_SHM_DIR", crate::support::shm::dir()).env("MILLSTREAM_GRACE_SECOND", "1");
     // These are known: two names of settings, an old name, and what is not of `serve`.
     for known in ["MILLSTREAM_MAX_BODY", "MILLSTREAM_IDLE_SECONDS", "MILLSTREAM_BODY_SECONDS"] {
         command.env(known, "100000");
@@ -447,8 +440,12 @@ fn what_has_failed_has_failed_also_if_nobody_reads_the_output() {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let mut command = millstream();
-        let output =
-            command.env("MILLSTREAM_SHM_DIR", shm::dir()).args(arguments).stdout(writer).output().unwrap();
+        let output = command
+            .env("MILLSTREAM_SHM_DIR", crate::support::shm::dir())
+            .args(arguments)
+            .stdout(writer)
+            .output()
+            .unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     let (dir, log) = (data.path().to_str().unwrap(), log.to_str().unwrap());
@@ -476,7 +473,8 @@ fn a_filter_or_a_directory_for_memory_that_cannot_be_is_an_error_at_the_start() 
     let serve = |name: &str, value: &str| {
         let mut command = millstream();
         command.args(["serve", "--listen", "127.0.0.1:0", "--data", data.path().to_str().unwrap()]);
-        let output = command.env("MILLSTREAM_SHM_DIR", shm::dir()).env(name, value).output().unwrap();
+        let output =
+            command.env("MILLSTREAM_SHM_DIR", crate::support::shm::dir()).env(name, value).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     let (code, said) = serve("MILLSTREAM_LOG_FILTER", "bogus=foo=bar");

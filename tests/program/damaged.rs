@@ -1,10 +1,8 @@
 //! Reading over damage: by each format, tail, client and command, before `repair` and after it.
 
-mod support;
-
+use crate::support::{Reply, Server};
 use millstream::client::{Client, Error, StartAt};
 use std::{io::BufRead, path::Path, process::Command};
-use support::{Reply, Server};
 
 /// Records of 100 bytes take 128 in a segment, after its header.
 const fn at(record: usize) -> usize {

@@ -1,15 +1,11 @@
 //! The records API over a socket: each format, header and parameter, and each kind of bad input.
 
-#![allow(clippy::too_many_lines)] // each tells one story
-
-mod support;
-
+use crate::support::{Answer, Client, Server};
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     time::{Duration, Instant},
 };
-use support::{Answer, Client, Server};
 
 const NDJSON: &str = "application/x-ndjson";
 const FRAMES: &str = "application/vnd.millstream.frames";

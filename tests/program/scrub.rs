@@ -1,8 +1,7 @@
 //! The scrubber of a real server: it finds a bit that flips in a sealed segment, and nothing where nothing is damaged; at
 //! the rate that was set.
 
-mod support;
-
+use crate::support::{Client, Server};
 use millstream::{Log, Options};
 use std::{
     fs::{self, File},
@@ -13,7 +12,6 @@ use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
-use support::{Client, Server};
 
 const SEGMENTS: usize = 1000;
 /// Records of 1,000 bytes take 1,024 in a segment, after its header; seven of them fill one.

@@ -1,12 +1,10 @@
 //! The endpoint over a real socket: the book's API, and everything that a client may do wrong.
 
-mod support;
-
+use crate::support::{Client, Server, skipped::skipped};
 use std::{
     io::Write,
     time::{Duration, Instant},
 };
-use support::{Client, Server, skipped::skipped};
 
 fn code(body: &str) -> &str {
     body.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("no code")

@@ -1,12 +1,10 @@
 //! Append sessions: a request and an answer that go on.
 
-mod support;
-
+use crate::support::{Client, Server};
 use std::{
     io::{BufRead, Read},
     time::{Duration, Instant},
 };
-use support::{Client, Server};
 
 const TEXT: &str = "text/plain";
 const NDJSON: &str = "application/x-ndjson";
@@ -465,7 +463,7 @@ fn idle_sessions_stay_and_one_that_does_not_read_its_answer_holds_little() {
     let (mut stalled, _) = Session::begun(&server, TEXT, "");
     stalled.send(&vec![b'x'; 100_000]);
     assert_eq!(stalled.end()["end"], "body_too_slow");
-    let process = support::process::Process::of(&server.child);
+    let process = crate::support::process::Process::of(&server.child);
     let before = process.memory();
     let mut deaf = Vec::new();
     for _ in 0..8 {

@@ -1,14 +1,12 @@
 //! The load generator of the command line.
 
-mod support;
-
+use crate::support::Server;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     process::{Command, Output},
     thread::JoinHandle,
     time::Duration,
 };
-use support::Server;
 
 fn bench(server: &Server, arguments: &[&str]) -> Output {
     let url = format!("http://{}", server.address);

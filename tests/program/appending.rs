@@ -1,8 +1,7 @@
 //! `millstream append` where something is in the way: a log of small segments, a record that is not what it is to be, a
 //! file that is still being written, a server that is not there.
 
-mod support;
-
+use crate::support::Server;
 use rustix::process::{Signal, kill_process};
 use std::{
     io::Write,
@@ -10,7 +9,6 @@ use std::{
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
-use support::Server;
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));

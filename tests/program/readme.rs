@@ -1,12 +1,10 @@
 //! What the documentation shows is what the server returns: its curl commands run in order, with a new server for each
 //! page.
 //!
-//! `MILLSTREAM_NEW_DOCS=1 cargo test --test readme` writes what the server returns into the pages.
+//! `MILLSTREAM_NEW_DOCS=1 cargo test --test program readme` writes what the server returns into the pages.
 
-mod support;
-
+use crate::support::{Server, skipped::skipped};
 use std::process::Command;
-use support::{Server, skipped::skipped};
 
 /// Removes what differs between runs: times, ids, epochs; and lines of a session between the first and the last one, of which
 /// there are as many as there were commits.
