@@ -77,8 +77,6 @@ pub(crate) fn repair_on(
     let Some(log) = survey.log() else {
         return Ok(Repaired { damage: survey.damage, kept: Vec::new() });
     };
-    // Before anything is changed.
-    ensure_repairable(dir, &survey)?;
     let backings = match shm_dir {
         Some(at) if !survey.damage.is_empty() => backings_at(disk, dir, at, &survey)?,
         _ => None,
@@ -97,6 +95,8 @@ pub(crate) fn repair_on(
         Some(candidates) => recovery::fill(candidates, &mut survey, &mut mended)?,
         None => (Vec::new(), missing.clone()),
     };
+    // Before anything is changed.
+    ensure_repairable(dir, &survey, &lost)?;
     let secret = Secret(survey.secret());
     let Survey { segments, damage, .. } = survey;
     let mut repaired = Repaired { damage, kept: Vec::new() };
@@ -144,9 +144,9 @@ fn mark_lost(
     write_frames(disk, dir, &header, frames, None).map_err(Error::io("fill the gap with", &path))
 }
 
-/// An error if the damage is beyond repair.
-fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
-    for range in &survey.gaps() {
+/// An error if the damage is beyond repair. `lost` are the gaps that nothing fills.
+fn ensure_repairable(dir: &Path, survey: &Survey, lost: &[Range<u64>]) -> Result<(), Error> {
+    for range in lost {
         let count = range.end - range.start;
         if capacity_for(count.saturating_mul(frame::HEADER as u64), count).is_none() {
             let reason = "more records are missing there than one segment can hold".into();
