@@ -306,18 +306,18 @@ impl Client {
     /// # Errors
     /// As [`describe`](Self::describe).
     pub async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Page, Error> {
-        self.read_from(log, &format!("offset={offset}&limit={limit}")).await
+        self.read_query(log, &format!("offset={offset}&limit={limit}")).await
     }
 
     /// Like [`read`](Self::read), with the parameters of a query as in `docs/api.md`.
     ///
     /// # Errors
     /// As [`describe`](Self::describe).
-    pub async fn read_from(&self, log: &str, query: &str) -> Result<Page, Error> {
+    pub async fn read_query(&self, log: &str, query: &str) -> Result<Page, Error> {
         self.page(log, query).await.map(|(page, _)| page)
     }
 
-    /// The page that [`read_from`](Self::read_from) returns, and the id of the log.
+    /// The page that [`read_query`](Self::read_query) returns, and the id of the log.
     async fn page(&self, log: &str, query: &str) -> Result<(Page, Option<String>), Error> {
         let path = format!("{}/records?{query}", path_of(log)?);
         let headers = [("accept", wire::MEDIA_TYPE)];

@@ -154,7 +154,7 @@ impl Target {
         match self {
             Self::Server(client) => {
                 let damaged = damaged_query(skip_damaged);
-                Ok(client.read_from(log, &format!("offset={offset}&limit={limit}{damaged}")).await?)
+                Ok(client.read_query(log, &format!("offset={offset}&limit={limit}{damaged}")).await?)
             }
             Self::Directory(store) => {
                 let log = store.get(log)?;
@@ -173,7 +173,7 @@ impl Target {
             Self::Server(client) => {
                 let time = form_urlencoded::byte_serialize(time.as_bytes()).collect::<String>();
                 let damaged = damaged_query(skip_damaged);
-                let page = client.read_from(log, &format!("since={time}&limit=1{damaged}")).await?;
+                let page = client.read_query(log, &format!("since={time}&limit=1{damaged}")).await?;
                 Ok(page.records.first().map_or(page.next_offset, |record| record.offset))
             }
             Self::Directory(store) => {

@@ -125,7 +125,7 @@ fn a_client_has_cursors() {
         let info = cursor.get().await.unwrap().unwrap();
         assert_eq!((&*info.name, info.offset, info.lag), ("c", 4, 6));
         assert_eq!(client.cursors("a").await.unwrap(), [info]);
-        let page = client.read_from("a", "cursor=c").await.unwrap();
+        let page = client.read_query("a", "cursor=c").await.unwrap();
         assert_eq!((page.records.len(), page.records[0].offset), (6, 4));
         assert!(cursor.remove().await.unwrap());
         assert!(matches!(client.cursor("a", "x?y"), Err(Error::BadName { .. })));
