@@ -180,7 +180,7 @@ fn serve_with_settings(serve: &serve::Serve) -> Outcome {
     serve::Serve::from_arg_matches(found)?.run(&unknown_variables)
 }
 
-/// So many of something.
+/// A number of things, with the noun in the singular or the plural.
 fn counted(count: u64, one: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }

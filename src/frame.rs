@@ -21,7 +21,7 @@ use crate::LogId;
 /// Bytes in a word, the unit in which space is reserved.
 pub(crate) const WORD: usize = 8;
 
-/// The bytes of so many words.
+/// The bytes of this many words.
 #[inline]
 pub(crate) fn in_bytes(words: impl Into<u64>) -> usize {
     words.into() as usize * WORD
@@ -218,7 +218,8 @@ pub(crate) fn head(bytes: &[u8], key: Key) -> Option<Head> {
     Some(Head { record, time, flags, words: words(body), length: body.checked_sub(before)? })
 }
 
-/// How many words into `bytes` the first frame may begin, by its flags alone: of random words one in 4,096 has such.
+/// How many words into `bytes` the first frame can begin, judging by its flags alone: one in 4,096 random words has
+/// flags that a frame can have.
 #[inline]
 pub(crate) fn next_candidate(bytes: &[u8]) -> Option<usize> {
     let may_end_header = |word: &[u8]| {

@@ -499,7 +499,7 @@ mod tests {
             assert!(matches!(error, Error::AnotherSplit { imported: Split::Lines, given } if given == other));
             assert_eq!(again.progress().bytes, 0, "{error}");
         }
-        // Of a mark that does not say it, any may be right; the next mark says it.
+        // A mark of an early version fits any `Split`; the next mark names one.
         let early = mark.strip_suffix(", lines").unwrap();
         for split in [Split::Lines, Split::Json] {
             let mut again = of(b"1\n2\n3\n", split);

@@ -69,8 +69,8 @@ pub(super) struct Append {
     /// With --import: also append a last line that has no end; the file is complete
     #[arg(long, requires = "import")]
     last_line: bool,
-    /// For how many seconds to try one request if the server cannot be reached, or does not answer, with the pauses between
-    /// attempts
+    /// Seconds for which a request is retried if the server cannot be reached, or does not answer; pauses between
+    /// attempts count
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     patience: u64,
     /// Print what was done as JSON. "unfinished" says that a part of a record was read, and not appended. After a failure,

@@ -1,6 +1,6 @@
-//! Settings of `serve` from a file: they replace the defaults, so that a flag takes precedence over an environment
-//! variable, and that over the file. Which settings there are, and by which old names they still work, is written down
-//! once, in [`Serve`](super::serve::Serve): a setting's key is its flag with _ instead of -.
+//! Settings of `serve` from a file. They replace the defaults, so flags take precedence over environment variables, and
+//! these over the file. The settings, with their old names, are declared once, in [`Serve`](super::serve::Serve): a
+//! setting's key is its flag with _ instead of -.
 
 use super::{Usage, failure::Failure, serve, target};
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};

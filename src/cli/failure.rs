@@ -1,5 +1,5 @@
-//! What a command says that has failed: one table of words and codes. What a directory refuses, a server refuses too, and both
-//! are said in the words of the client's errors.
+//! What a command says when it fails: one table of words and codes. An error of a directory is said in the words of the
+//! client's error for the same thing, so that commands say the same with `--data` as with `--url`.
 
 use millstream::{Code, Error as LogError, client, store};
 use std::{borrow::Cow, error::Error, process::ExitCode};
@@ -26,14 +26,14 @@ const USAGE: &str = "usage";
 const INTERRUPTED: &str = "interrupted";
 /// The server cannot be reached.
 const UNREACHABLE: &str = "unreachable";
-/// What answers there is no Millstream server.
+/// Something answers at the address that is not a Millstream server.
 const NOT_MILLSTREAM: &str = "not_millstream";
 /// `verify` has found damage.
 pub(super) const DAMAGED: &str = "damaged";
 /// Anything else.
 const FAILED: &str = "failed";
 
-/// What a server refuses because of an argument, whatever its logs are.
+/// The codes with which a server refuses an argument, whatever logs it has.
 const OF_ARGUMENTS: [Code; 4] =
     [Code::InvalidLogName, Code::InvalidSettings, Code::InvalidProducer, Code::InvalidCursor];
 
@@ -46,7 +46,7 @@ impl Said {
         Self { words, code: USAGE.into() }
     }
 
-    /// Of this failure.
+    /// What there is to say about this failure.
     pub(super) fn of(failure: &(dyn Error + 'static)) -> Self {
         if let Some(said) = failure.downcast_ref::<Self>() {
             return said.clone();
@@ -93,7 +93,7 @@ impl Said {
     }
 }
 
-/// What went wrong in a directory, as the error of the client for it, if there is one.
+/// The client's error for what went wrong in a directory, if there is one.
 fn translated(failure: &(dyn Error + 'static)) -> Option<client::Error> {
     let of_log = match failure.downcast_ref::<store::Error>() {
         Some(store::Error::NotFound { name }) => return Some(client::Error::NoSuchLog { log: name.clone() }),

@@ -52,7 +52,7 @@ pub(super) struct What {
     /// Print frames, as `append --format frames` takes them: any bytes, and what is JSON stays JSON
     #[arg(long, conflicts_with_all = ["json", "raw"])]
     frames: bool,
-    /// Pass records that are damaged, or that the disk cannot read, instead of stopping there
+    /// Skip records that are damaged, or that the disk cannot read, instead of stopping there
     #[arg(long)]
     skip_damaged: bool,
 }

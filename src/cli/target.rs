@@ -48,8 +48,8 @@ pub(super) enum Target {
 }
 
 impl TargetFlags {
-    /// A flag goes before a variable, and an address before a directory: where a variable names the directory of a server,
-    /// another one may name the address by which others use it.
+    /// Flags take precedence over variables, and an address over a directory: `MILLSTREAM_DATA` may be set for a server
+    /// whose address is in `MILLSTREAM_URL`.
     fn place(&self) -> Result<Place, Failure> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let not_text = |url: OsString| Usage(format!("{URL} is not text: {}", url.display()));
@@ -85,13 +85,13 @@ impl TargetFlags {
     }
 }
 
-/// The parameter of a range that says whether damaged records are passed, with what separates it from others.
+/// The parameter of a range that says whether damaged records are skipped, with the separator before it.
 fn damaged_query(skip: bool) -> &'static str {
     if skip { "&damaged=skip" } else { "" }
 }
 
-/// Reads up to `limit` records of a log. Damage ends the page, or is an error if nothing is before it, unless it is to be
-/// passed.
+/// Reads up to `limit` records of a log. Damage ends the page, or is an error if nothing is before it, unless
+/// `skip_damaged`.
 fn read_in_order(log: &Log, offset: u64, limit: u64, skip_damaged: bool) -> Result<Page, Failure> {
     let mut reader = log.reader(offset);
     let mut records = Vec::new();

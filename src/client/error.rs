@@ -165,9 +165,9 @@ pub(super) struct Refusal {
 /// Why something was too large, as far as the answer says it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TooLarge {
-    /// The number of the record that is, from 1.
+    /// The number of the record that is too large, from 1.
     pub(super) record: Option<NonZeroU64>,
-    /// Whether it is for the log: otherwise any body of as many bytes is.
+    /// Whether it is too large for the log. Otherwise the body was, and any other body of that size would be.
     pub(super) for_log: bool,
 }
 

@@ -1,16 +1,17 @@
-//! For how long something is tried again, and the pauses between the attempts.
+//! How long something is retried, and the pauses between the attempts.
 
 use super::PAUSES;
 use crate::pauses::Pauses;
 use std::time::{Duration, Instant};
 
-/// The time that an attempt has at least: one that is broken off may have succeeded, and what a server has refused each time is
-/// to be known to have failed.
+/// The least time that an attempt gets. An attempt that is broken off may have succeeded; only an answer shows that it
+/// failed.
 const ROOM: Duration = Duration::from_millis(250);
 
-/// For how long something is tried again: from the beginning of the first attempt that has failed on, with the pauses
-/// between attempts, which double. If that attempt alone has lasted as long, there is one more. No attempt begins in the last
-/// quarter of a second, which an answer may take; of less than a second, in the last quarter.
+/// How long something is retried. The time counts from the beginning of the first attempt that failed, and includes the
+/// pauses between attempts, each of which is twice as long as the one before. If the first attempt alone took all of
+/// the time, there is one more. No attempt begins in the last quarter of a second (or in the last quarter, if the time
+/// is less than a second), so that there is time for an answer.
 ///
 /// # Example
 /// ```
@@ -35,11 +36,11 @@ const ROOM: Duration = Duration::from_millis(250);
 pub struct Patience {
     most: Duration,
     pauses: Pauses,
-    /// When the last attempt has begun.
+    /// When the last attempt began.
     attempt: Instant,
-    /// When the first attempt that has failed had begun.
+    /// When the first attempt that failed began.
     begun: Option<Instant>,
-    /// When the next attempt is broken off, if ever.
+    /// When the next attempt is to be broken off, if at all.
     until: Option<Instant>,
 }
 

@@ -217,7 +217,7 @@ struct State {
     accepted: u64,
     /// How many of these are stored or discarded.
     settled: u64,
-    /// How many of them are to be stored without waiting for more: callers wait for these.
+    /// How many of them are to be sent at once, in batches that need not be full, because callers wait for them.
     flush_to: u64,
     closed: bool,
     stored: Stored,
@@ -294,8 +294,9 @@ pub struct ProducerOptions {
     pub batch_bytes: usize,
     /// A batch is sent when its first record has waited this long. Default: 100 ms.
     pub linger: Duration,
-    /// How long a batch is sent again while the server cannot be reached, or says to try again: from its first attempt on,
-    /// with the pauses; at least once more if that lasts longer, as [`Client::with_max_silence`] lets it. Default: 60 s.
+    /// How long a batch is retried while the server cannot be reached, or says to try again. The time counts from the
+    /// beginning of its first attempt, and includes the pauses. If the first attempt alone takes longer, which
+    /// [`Client::with_max_silence`] may allow, there is one more. Default: 60 s.
     pub patience: Duration,
     /// Whether to stop with [`Error::AnotherLog`] if the log was deleted, and another one created under its name.
     /// Otherwise the producer goes on there. Default: false.

@@ -70,7 +70,7 @@ impl Tail {
         self.ready.drain(..)
     }
 
-    /// Passes records that are damaged, or that the disk cannot read, instead of ending with [`Error::Damaged`].
+    /// Skips records that are damaged, or that the disk cannot read, instead of ending with [`Error::Damaged`].
     #[must_use]
     pub fn skip_damaged(mut self) -> Self {
         self.damaged_query = "&damaged=skip";

@@ -36,12 +36,12 @@ pub(crate) fn read(
     Ok(bad.iter().map(|bad| within(&(bad.start.max(position)..bad.end.min(end)), position)).collect())
 }
 
-/// In what parts a range that cannot be read as a whole is read, and each part of those: one bad sector costs some
-/// hundred reads, wherever it is.
+/// A range that cannot be read as a whole is read in parts of the first size, a part that cannot be read in parts of
+/// the second, and so on. So one bad sector costs some hundred reads, wherever it is.
 const PARTS: [u64; 3] = [64 * BLOCK, BLOCK, SECTOR as u64];
 
-/// The parts of a range of a file that multiples of `size` divide it into. Where the range begins does not matter: parts
-/// that were counted from there would have two of the smallest size in each bad sector.
+/// Cuts a range of a file at multiples of `size` in the file, wherever the range begins. If parts were counted from the
+/// beginning of the range, a bad sector could spoil two of them.
 fn parts(range: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> {
     let (mut at, end) = (range.start, range.end);
     std::iter::from_fn(move || {

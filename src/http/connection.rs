@@ -68,7 +68,7 @@ const SEND_BYTES: usize = 16 << 10;
 pub(super) const MAX_STREAMS: u32 = 256;
 /// The most requests in flight on all connections, for each connection that is allowed.
 const STREAMS_PER_CONNECTION: usize = 4;
-/// How many of these each connection can still have when the first half of all is in use, whatever others do.
+/// Once half of all streams are in use, each connection can still have this many, whatever others do.
 const RESERVED_STREAMS_PER_CONNECTION: usize = STREAMS_PER_CONNECTION / 2;
 /// The number of bodies per connection that may always be read although nobody wants them: what arrives of them fits in
 /// its window.

@@ -51,17 +51,17 @@ impl Work {
     }
 }
 
-/// The bytes of a body that a decoder gets at once. Blocks without data take a millisecond for so many.
+/// The bytes of a body that a decoder gets at once. If they are blocks without data, decoding them takes a millisecond.
 const STEP: usize = 4 << 10;
 
 /// How much time decoding may take.
 struct Allowance {
-    /// In any case. Of the time that is allowed for bytes, no more is saved for later: what decodes to many bytes in no
-    /// time must not buy time for what decodes to none.
+    /// Allowed whatever the body decodes to; also the most time that can be saved up, so that data that decodes quickly
+    /// does not pay for blocks that decode to nothing.
     first: Duration,
     /// For each byte that was decoded, in nanoseconds.
     per_byte: u64,
-    /// At most, whatever was decoded.
+    /// The limit for the whole body.
     most: Duration,
 }
 
@@ -105,7 +105,7 @@ impl Effort {
         Self { allowance, begun, checked, left, decoded: Cell::new(0) }
     }
 
-    /// So many bytes more were decoded.
+    /// Notes that `bytes` more bytes were decoded.
     pub(super) fn decoded(&self, bytes: usize) {
         self.decoded.set(self.decoded.get().saturating_add(bytes as u64));
     }

@@ -153,7 +153,7 @@ const MAX_SHOWN_LAGS: usize = 1000;
 #[derive(Debug)]
 struct Engine(std::sync::Weak<Store>);
 
-/// Values that go up and down: names, what they are, and how much it is now. Without a store, its counts are 0.
+/// Values that go up and down: the name, help text and current value of each. Without a store, its counts are 0.
 fn gauges(chunk_bytes: u64, store: Option<&Store>) -> [(&'static str, &'static str, u64); 5] {
     let Counts { logs, open, unusable, refusing } = store.map(Store::counts).unwrap_or_default();
     [

@@ -15,7 +15,7 @@ use std::{
 /// A parameter's name and value.
 type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
 
-/// The first characters of a client's own text, at the most so many, for a problem's detail.
+/// The first characters of a client's own text, to be quoted in a problem's detail.
 pub(super) fn beginning(text: &str, most: usize) -> String {
     text.chars().take(most).collect()
 }

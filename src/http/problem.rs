@@ -140,7 +140,7 @@ impl Problem {
         Self::new(Code::OffsetBeyondEnd, detail).with(|numbers| numbers.next_offset = Some(next))
     }
 
-    /// The problem with a part of a body that comes after so many records.
+    /// The problem with a part of a body, where `records` records came before that part.
     pub(super) fn after_records(mut self, records: u64) -> Self {
         if let Some(numbers) = &mut self.numbers {
             numbers.record = numbers.record.map(|record| record + records);

@@ -389,7 +389,8 @@ impl RangeInPieces {
             broken_off()
         })?;
         if done && reading.ends_early() {
-            // Something has become unreadable since the head said where the answer ends, or readable, if damage is passed.
+            // Since the head announced where the answer ends, a record has become unreadable; or readable, if damage is
+            // skipped.
             reports::failure(
                 log.dir(),
                 &"a record cannot be read any more",

@@ -52,7 +52,8 @@ pub(super) struct Reading {
     taken_to: u64,
     /// The offset at which it ends in any case.
     until: u64,
-    /// Where a client is to continue, if that was said before the end was read: after damage that was passed, for example.
+    /// Where a client is to continue, if the head already announced it: after skipped damage, for example, this lies
+    /// behind the last record.
     next: Option<u64>,
     /// If requested, the bytes that the answer would have so far if it were rendered.
     length: Option<u64>,
@@ -192,7 +193,7 @@ impl Reading {
         self.course.page_limits.bytes = self.course.page_limits.bytes.saturating_sub(record.length as u64);
     }
 
-    /// Passes damage, or ends the range before the damaged record: a client that continues there gets the error. Returns
+    /// Skips damage, or ends the range before the damaged record: a client that continues there gets the error. Returns
     /// whether the range goes on.
     fn passes(&mut self, error: Error) -> Result<bool, Problem> {
         match error.bad_record() {
@@ -230,7 +231,7 @@ impl Reading {
             let record = match place::next(&mut self.reader, place, grant, out.len(), next_most) {
                 Ok(Next::Record(record)) => record,
                 Ok(Next::End) => break,
-                // Also after damage that was passed: a piece without a record says nothing.
+                // Also after skipped damage: a piece without a record says nothing.
                 Ok(Next::Wants(place, bytes)) if self.taken_to == begun => {
                     return Ok(Went::Nowhere(place, bytes));
                 }

@@ -40,7 +40,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a batch waits for those before it of its producer.
+/// How long a batch waits for the earlier batches of its producer.
 const PREDECESSORS: Duration = Duration::from_millis(200);
 
 /// A batch that its producer has named, so that it is stored once.

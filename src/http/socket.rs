@@ -153,7 +153,7 @@ mod tests {
 
     const HEAD: &str = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
 
-    /// What the client of a socket gets that is used like this.
+    /// Uses a socket as `send` does, and returns what its client received.
     fn sent(protocol: Protocol, send: impl AsyncFnOnce(&mut Socket) -> io::Result<()>) -> String {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

@@ -102,8 +102,9 @@ impl Shared {
         }
     }
 
-    /// Waits until there is a spare segment to follow `active`; or until another one is the active segment, or its chunk has
-    /// ended. To be called before the chunk is closed: without a successor, a closed one refuses what it has room for.
+    /// Waits until there is a spare segment to follow `active`, another segment has become active, or the chunk of
+    /// `active` has ended. Call this before closing a chunk: one that is closed without a successor refuses appends
+    /// that it has room for.
     pub(super) fn wait_until_next_is_ready(
         &self,
         active: &Arc<Active>,

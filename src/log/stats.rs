@@ -1,4 +1,4 @@
-//! What a log has done since it was opened, and what all logs of this process have done so far. It is counted outside
+//! What a log has done since it was opened, and what all logs of this process have done so far. Counters change outside
 //! the path of an append: per commit, per roll, per chunk.
 
 use super::Log;
@@ -77,7 +77,8 @@ pub struct LogStats {
 }
 
 impl Log {
-    /// What this log has done since it was opened, and how it is now. The values are taken one after the other.
+    /// The log's figures: what it has done since it was opened, and its present state. They are read one after the
+    /// other, not at one moment.
     pub fn stats(&self) -> LogStats {
         let shared = &self.shared;
         let (first_offset, next_offset) = (self.first_offset(), self.next_offset());
@@ -144,7 +145,7 @@ pub(super) fn scrubbed(bytes: u64) {
     SCRUBBED_BYTES.fetch_add(bytes, Ordering::Relaxed);
 }
 
-/// A segment is damaged, and so many records of it.
+/// Counts a damaged segment, and its damaged records.
 pub(super) fn scrub_found(records: u64) {
     SCRUB_DAMAGED_SEGMENTS.fetch_add(1, Ordering::Relaxed);
     SCRUB_DAMAGED_RECORDS.fetch_add(records, Ordering::Relaxed);

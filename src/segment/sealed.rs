@@ -408,7 +408,7 @@ impl Searched {
         Ok(Self::among(&Region::read(file, end, true)?, sealed.records, key))
     }
 
-    /// Searches all frames of a segment that has so many records.
+    /// Searches all frames of a segment that has `records` records.
     pub(super) fn among(frames: &Region, records: u32, key: Key) -> Self {
         let scanned = scan::scan(frames, key);
         let later = search::frames_from(frames, key, scanned.words, scanned.records());

@@ -12,7 +12,7 @@ impl Survivors {
         Self(words.iter().map(|word| word + 1).collect())
     }
 
-    /// So many records, all of them missing.
+    /// `records` records, all of them missing.
     pub(crate) fn none(records: u32) -> Self {
         Self(vec![0; records as usize])
     }

@@ -31,7 +31,7 @@ pub enum Error {
         /// Which ones differ, and how.
         differences: String,
     },
-    /// The log of this name is another one than that which was meant.
+    /// The log of this name is not the one that was meant.
     #[error("the log named {name:?} {}", match .id {
         Some(id) => format!("has the id {id}"),
         None => "has no id that can be read".to_owned(),

@@ -4,8 +4,8 @@ use super::{Store, read_lock};
 use std::cmp::Reverse;
 
 impl Store {
-    /// Of up to `limit` cursors of open logs, those that are farthest behind: the log's name, its own, and how many records
-    /// its consumer has before it.
+    /// The `limit` cursors of open logs that are farthest behind: the name of the log, that of the cursor, and how many
+    /// records its consumer still has to read.
     pub(crate) fn cursor_lags(&self, limit: usize) -> Vec<(String, String, u64)> {
         let mut all = Vec::new();
         let open: Vec<_> = {

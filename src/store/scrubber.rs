@@ -20,12 +20,12 @@ use std::{
 
 /// The shortest time from the beginning of one pass through all logs to that of the next.
 const PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
-/// The bytes that opening a log is charged as: at the default rate, so many logs are opened in a second as the
+/// Opening a log is charged as this many bytes, so that at the default rate as many logs are opened per second as the
 /// housekeeper opens for retention.
 const OPENING_BYTES: u64 = 512 << 10;
-/// The bytes that a failed attempt is charged as.
+/// A failed attempt is charged as this many bytes.
 const FAILURE_BYTES: u64 = 1 << 20;
-/// After so many failed attempts in a log, it is left for the next pass.
+/// After this many failed attempts, a log is left for the next pass.
 const MAX_FAILURES: u32 = 10;
 /// By how much the thread yields (`nice`).
 const YIELDS: i32 = 10;

@@ -11,7 +11,7 @@ use millstream::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// What a record takes in a segment at the most.
+/// The most bytes that a record takes in a segment.
 fn cost(record: &[u8]) -> u64 {
     record.len() as u64 + RECORD_EXTRA_BYTES.end()
 }
@@ -112,7 +112,7 @@ pub(super) struct Writer {
     log: Arc<OpenLog>,
     /// The import's name, its epoch, and the sequence of the next batch.
     producer: Option<(String, u32, u64)>,
-    /// What a batch takes in a segment at the most.
+    /// The most bytes that a batch may take in a segment.
     most: u64,
     linger: Duration,
     batch: Batch,

@@ -28,7 +28,7 @@ pub(super) struct Second {
 pub(super) struct Series {
     begun: Instant,
     warm_up: Duration,
-    /// For how long it measures after that, at the most.
+    /// The longest time that it measures after the warm-up.
     most: Duration,
     /// Whether a request belongs to the second in which it was due, because they have a rate; otherwise it belongs to the
     /// one in which it was answered.
@@ -41,9 +41,9 @@ pub(super) struct Series {
     /// The bytes of their values.
     pub(super) bytes: u64,
     pub(super) failed: u64,
-    /// How many were sent that were due in the time that is measured.
+    /// How many requests that were due in the measured time were sent.
     sent: u64,
-    /// How many of those were answered, or have failed.
+    /// How many of those were answered or failed.
     done: u64,
     /// The first failure, in words.
     pub(super) failure: Option<String>,
@@ -101,7 +101,7 @@ impl Series {
         self.latency.saturating_record(micros);
     }
 
-    /// A record has come by itself; if it is known when its append was due, as an answer to that.
+    /// Counts a record that a tail received: as an answer to its append, if it is known when that was due.
     pub(super) fn delivered(&mut self, due: Option<Instant>, now: Instant, bytes: u64) {
         match due {
             Some(due) => self.answered(due, now, 1, bytes),
@@ -124,7 +124,7 @@ impl Series {
         self.failed_many(1, why);
     }
 
-    /// This many have failed, in the time that is measured, or before or after: what fails then is no less a failure.
+    /// Counts failed requests, including those that failed outside the measured time.
     pub(super) fn failed_many(&mut self, requests: u64, why: impl FnOnce() -> String) {
         if let Some(second) = self.second(Instant::now()) {
             second.failed += requests;

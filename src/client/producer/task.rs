@@ -365,7 +365,7 @@ impl State {
         }
     }
 
-    /// What has numbers, and is not stored, gets others.
+    /// Batches that have numbers and are not stored get new ones.
     fn take_back_numbers(&mut self) {
         while let Some(Numbered { body, records, mark, tickets, .. }) = self.numbered.pop_back() {
             self.full.push_front(Batch { body: body.into(), records, mark, tickets, since: None });

@@ -146,8 +146,8 @@ pub(in crate::http) fn without_byte_order_mark(format: Format, body: Bytes) -> B
     if marked { body.slice(BYTE_ORDER_MARK.len()..) } else { body }
 }
 
-/// Parses a part of a body after so many `lines`; it may have no records. For all formats but JSON, where a part cannot
-/// be parsed alone.
+/// Parses a part of a body that comes after `lines` lines, and that may have no records. For all formats but JSON,
+/// where a part cannot be parsed alone.
 pub(in crate::http) fn parse_part(
     format: Format,
     body: Bytes,

@@ -154,7 +154,7 @@ impl Producer {
         Ok(Self { id, epoch: begun.epoch, sequence: 0, stored, skips, remembered })
     }
 
-    /// How many of a batch's first records are stored already; an error if they are others than those that are.
+    /// How many of a batch's first records are stored already. An error if the stored records differ from them.
     pub(super) fn skip(&mut self, batch: &DecodedBatch) -> Result<u64, Error> {
         let skipped = self.skips.min(batch.records());
         let (first, mut number, mut compared) = (self.stored - self.skips, 0, Ok(()));

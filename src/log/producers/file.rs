@@ -20,10 +20,10 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 /// How long a producer that sends nothing is remembered.
 const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How many bytes of the file are written per second on average, if nothing but time asks for it.
+/// The average rate, in bytes per second, at which the file is rewritten while nothing else requires it.
 pub(super) const SAVED_PER_SECOND: u64 = 256 << 10;
-/// The file is written sooner than that if so many bytes of records were committed since: they are read again when the
-/// log is opened and a producer comes.
+/// The file is written earlier if this many bytes of records were committed since: when the log is opened again, its
+/// first producer has to wait until they are read.
 pub(super) const SAVED_AFTER: u64 = 64 << 20;
 
 /// The content of `producers.json`.
@@ -78,7 +78,7 @@ pub(super) struct Saved {
 }
 
 impl Saved {
-    /// Whether it is time to write it: `now`, after so many bytes were committed.
+    /// Whether it is time to write it, at `now`, when `committed` bytes were committed.
     pub(super) fn is_due(&self, now: Duration, committed: u64) -> bool {
         let takes = Duration::from_millis(self.bytes.saturating_mul(1000) / SAVED_PER_SECOND);
         now.saturating_sub(self.tried) >= takes || self.is_far_behind(committed)

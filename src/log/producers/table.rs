@@ -160,8 +160,9 @@ impl Table {
         Ok(epoch)
     }
 
-    /// Begins an epoch that a copy of the table has already, with the producer in this state if it was not forgotten
-    /// there. If a batch has begun a higher one meanwhile, it is as if that had come right afterwards.
+    /// Begins an epoch that was written to the file from a copy of the table. `state` is the producer's in that copy:
+    /// it is used if the table has forgotten the producer meanwhile. If a batch has begun a higher epoch meanwhile,
+    /// that one stays in force.
     pub(super) fn begin(
         &mut self,
         id: &str,

@@ -76,8 +76,9 @@ pub(in crate::log) fn fill(
     Ok((fillings, lost))
 }
 
-/// Ends segments before the records that a backing of another segment begins with. The file of that segment is gone, and the
-/// one before it could have held these records, so the base of the next file made them seem to be missing from it.
+/// Ends damaged segments where a segment whose file is gone began. The survey knows only where the next file begins, so
+/// it counts the records of a missing file as missing from the segment before it, if that had room for them. A backing
+/// shows where the missing segment began.
 fn end_before_gone(candidates: &Candidates<'_>, survey: &mut Survey) -> Result<(), Error> {
     for n in 1..survey.segments.len() {
         let SurveyedSegment { header, footer, state, .. } = &survey.segments[n - 1];
@@ -98,9 +99,9 @@ fn end_before_gone(candidates: &Candidates<'_>, survey: &mut Survey) -> Result<(
     Ok(())
 }
 
-/// Looks for segments that have the first records of a gap, by what they follow. `before` is what fills the gap before
-/// this one, if that reaches up to it. Another process may have gone on in another way after the last of them, unless that
-/// reaches the end of the gap, or was sealed.
+/// Finds backings for the first records of a gap: each must follow the frame before it. `before` is what fills the
+/// previous gap, if it reaches up to this one. The last backing found is used only if it reaches the end of the gap or
+/// was sealed: otherwise another process may have continued differently after a part of it.
 fn fill_beginning(
     candidates: &Candidates<'_>,
     survey: &Survey,
@@ -154,7 +155,8 @@ fn next_filling(
     Ok(None)
 }
 
-/// Looks for segments that have the last records of a gap, by what follows them: what they follow is lost.
+/// Finds backings for the last records of a gap: each must be followed by the one after it, because the frames that
+/// they follow are lost.
 fn fill_end(
     candidates: &Candidates<'_>,
     survey: &Survey,
@@ -163,7 +165,7 @@ fn fill_end(
     let after = survey.segments.partition_point(|segment| segment.header.base < gap.end);
     let after = &survey.segments[after..];
     let mut fillings = Vec::new();
-    // What the one after it is known to follow.
+    // The frame that the backing found before this one follows.
     let mut followed: Option<Predecessor> = None;
     // The last one first.
     for backing in candidates.left.iter().rev() {
@@ -186,8 +188,8 @@ fn fill_end(
     Ok(fillings)
 }
 
-/// An error if these records are marked as lost and a backing continues after them: it is recognised only by the last of
-/// them, where nothing that the log has follows.
+/// Returns an error if a backing continues after `lost` records that end the log. Only the last of these records could
+/// show that the backing continues the log, and a mark takes its place.
 fn ensure_unbound(
     candidates: &Candidates<'_>,
     survey: &Survey,
@@ -213,8 +215,8 @@ fn ensure_unbound(
     bound.map_or(Ok(()), |backing| Err(candidates.continues(backing, &candidates.dir.join(file::name(end)))))
 }
 
-/// Mends segments that have no header of their own where nothing but what fills the gap before one shows what a backing of
-/// it must follow.
+/// Mends segments whose header was reconstructed, and whose backing [`mend`](super::mend) could not recognise: the
+/// records that fill the gap before such a segment show which frame its backing must follow.
 fn mend_after(
     candidates: &Candidates<'_>,
     survey: &mut Survey,

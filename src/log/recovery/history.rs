@@ -1,4 +1,4 @@
-//! Which backings have the history that a log's files have: what `repair` has to know before it takes records from one.
+//! Which backings share the history of a log's files. `repair` has to know that before it takes records from one.
 //!
 //! A frame is identified by its CRC, as its neighbours in memory note it. So a backing has the log's history if the file of
 //! its segment has the same frames; if it follows a frame of the log; or if one that has the log's history follows it.

@@ -98,7 +98,7 @@ pub(super) fn mend_segment(
             Err(_) if !is_last => continue,
             Err(_) => return Err(candidates.continues(backing, &segment.path)),
         };
-        // By this alone it is known to have the same history, if it has no record in common with the file.
+        // If the file has no record to compare, nothing else shows that both have the same history.
         let fits = match segment.source {
             HeaderSource::Own { .. } => !contradict(backing.predecessor, predecessor),
             HeaderSource::Reconstructed { .. } => {
@@ -185,7 +185,7 @@ impl<'a> Both<'a> {
         let mut in_file: BTreeMap<u32, u32> =
             in_file.filter_map(|(record, word)| Some((record, word?))).collect();
         let mut in_backing = all_frames(frames, key);
-        // What is found in the file instead of a frame that cannot be read may be a copy of it, in the value of a later
+        // Where the disk cannot read a frame, the search may have found a copy of it inside the value of a later
         // record.
         let by_word: BTreeMap<u32, u32> =
             in_backing.values().map(|&word| (word, word + words_at(frames, word))).collect();
@@ -194,14 +194,14 @@ impl<'a> Both<'a> {
             in_backing.get(record).is_none_or(|other| other == word)
                 || around.is_none_or(|(_, end)| end <= word)
         });
-        // Records of the next segment are not this one's, though a backing that a later process has not seen may have
-        // them.
+        // Leave out records that belong to the next segment. A backing may hold some, if a later process did not see it
+        // and began the next segment at an earlier offset.
         in_backing.retain(|record, _| next.is_none_or(|next| u64::from(*record) < next));
         Self { bytes, in_file, frames, in_backing }
     }
 
-    /// All frames of both, in a region of this many bytes; `None` if they contradict each other, or the file has all of
-    /// them, or has none and the backing does not fit.
+    /// The frames of both in one region of `length` bytes. Returns `None` if they contradict each other, if the backing
+    /// adds nothing, or if they have no record in common. With a file that has no record at all, `fits` decides.
     fn merged(&self, length: usize, fits: bool) -> io::Result<Option<Aligned>> {
         let Self { bytes, in_file, frames, in_backing } = self;
         let mut merged = Aligned::new(length)?;

@@ -12,13 +12,14 @@
 use crate::sync::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// A chunk that is filled to its threshold so soon after it became active is appended to fast.
+/// Appends are fast if they fill a chunk to its threshold within this time after it became active.
 const FAST: Duration = Duration::from_secs(1);
 
-/// How large a chunk may be that is made while appends fill the one before faster than that: it takes a few milliseconds.
+/// Growing to a chunk of up to this size is worth it even if making that takes longer than filling the one before: it
+/// is a matter of milliseconds.
 pub(super) const QUICK_BYTES: u64 = 8 << 20;
 
-/// How large the first spare segment of a log is at most, if appends come fast: they wait for it.
+/// The largest first spare segment of a log whose appends are fast. They wait for it, so it must not take long.
 const MAX_FIRST_SPARE_BYTES: u64 = 1 << 20;
 
 /// How many bytes are appended to a chunk of `capacity` before the appends are judged fast or slow.
@@ -69,13 +70,13 @@ impl Growth {
         }
     }
 
-    /// The log is opened, with a chunk of `capacity` that has so many bytes.
+    /// The log is opened, with a chunk of `capacity` that holds `bytes` already.
     pub(super) fn begins(&self, bytes: u64, capacity: u64, now: Duration) {
         self.threshold.store(bytes + threshold(capacity), Relaxed);
         self.active_since.store(nanos(now), Relaxed);
     }
 
-    /// Whether a chunk with so many bytes has come to the threshold.
+    /// Whether a chunk that holds `bytes` has reached the threshold.
     #[inline]
     pub(super) fn is_at_threshold(&self, bytes: u64) -> bool {
         bytes >= self.threshold.load(Relaxed)
