@@ -61,7 +61,7 @@ pub use error::Error;
 #[cfg(feature = "server")]
 pub(crate) use error::unwritable;
 #[cfg(feature = "store")]
-pub(crate) use flush::CLOSING;
+pub(crate) use flush::MAX_CLOSE_TIME;
 pub use futures::{AppendAsync, AppendDurable, Durable, Room, Visible};
 pub use inspect::{Report, verify, verify_with_progress};
 #[cfg(any(feature = "client", feature = "store"))]

@@ -28,7 +28,7 @@ mod scrubber;
 use crate::{
     LogId,
     disk::Disk,
-    log::{CLOSING, COMMON_LOCK, Environment, Error as LogError, SETTINGS, budget::Budget},
+    log::{COMMON_LOCK, Environment, Error as LogError, MAX_CLOSE_TIME, SETTINGS, budget::Budget},
     name::is_log_name,
     segment::file::base_of,
     sync::{read_lock, write_lock},
@@ -375,7 +375,7 @@ impl Store {
         self.housekeeper.take().into_iter().for_each(Housekeeper::stop);
         let entries = std::mem::take(&mut *write_lock(&self.inner.entries));
         let mut result = Ok(());
-        let mut left = CLOSING;
+        let mut left = MAX_CLOSE_TIME;
         for open in entries.into_values().filter_map(|entry| entry.open.swap(None)) {
             if let Ok(OpenLog { log, .. }) = Arc::try_unwrap(open)
                 && !log.is_cloned()

@@ -208,7 +208,7 @@ impl Serve {
             tracing::warn!(%variable, "no setting has this variable; --print-config prints all settings");
         }
         let done = self.serve(&stderr);
-        stderr.flush(LAST_LINES);
+        stderr.flush(MAX_LOG_FLUSH_TIME);
         done
     }
 
@@ -290,4 +290,4 @@ impl Serve {
 }
 
 /// How long to wait for the last lines of the log to be written.
-const LAST_LINES: Duration = Duration::from_millis(500);
+const MAX_LOG_FLUSH_TIME: Duration = Duration::from_millis(500);

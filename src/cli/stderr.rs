@@ -15,7 +15,7 @@ use std::{
 };
 
 /// The most lines that wait to be written.
-const QUEUE: usize = 4096;
+const MAX_QUEUED_LINES: usize = 4096;
 /// The time between two attempts to add to a full queue.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -44,7 +44,7 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new() -> io::Result<Self> {
-        let (queue, items) = sync_channel(QUEUE);
+        let (queue, items) = sync_channel(MAX_QUEUED_LINES);
         let lost = Arc::new(AtomicU64::new(0));
         let this = Self { queue, lost: Arc::clone(&lost) };
         std::thread::Builder::new()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// The least time that an attempt gets. An attempt that is broken off may have succeeded; only an answer shows that it
 /// failed.
-const ROOM: Duration = Duration::from_millis(250);
+const MIN_ATTEMPT: Duration = Duration::from_millis(250);
 
 /// How long something is retried. The time counts from the beginning of the first attempt that failed, and includes the
 /// pauses between attempts, each of which is twice as long as the one before. If the first attempt alone took all of
@@ -64,7 +64,7 @@ impl Patience {
         self.attempt = Instant::now();
         match self.until {
             Some(until) => {
-                let until = until.max(self.attempt + ROOM);
+                let until = until.max(self.attempt + MIN_ATTEMPT);
                 tokio::time::timeout_at(until.into(), attempt).await.ok()
             }
             None => Some(attempt.await),
@@ -75,7 +75,7 @@ impl Patience {
     pub async fn pause(&mut self) -> bool {
         let is_first = self.begun.is_none();
         let begun = *self.begun.get_or_insert(self.attempt);
-        let left = self.most.saturating_sub(begun.elapsed()).saturating_sub(ROOM.min(self.most / 4));
+        let left = self.most.saturating_sub(begun.elapsed()).saturating_sub(MIN_ATTEMPT.min(self.most / 4));
         let pause = self.pauses.next();
         if left.is_zero() {
             if is_first {

@@ -16,7 +16,7 @@ pub(super) struct ShmDir(PathBuf);
 
 /// How many times a directory is created again after another process has removed it while it was still empty.
 #[cfg(all(target_os = "linux", not(loom)))]
-const ATTEMPTS: usize = 100;
+const MAX_ATTEMPTS: usize = 100;
 
 /// Whether an error may come from a directory that is being removed at this moment: its name is gone, or nothing can be
 /// put into it any more.
@@ -86,7 +86,7 @@ impl MemoryDir for ShmDir {
             let named =
                 retry_on_intr(|| rustix::fs::linkat(CWD, &unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW));
             match named.map_err(io::Error::from) {
-                Err(error) if is_gone(&error) && attempts < ATTEMPTS => {
+                Err(error) if is_gone(&error) && attempts < MAX_ATTEMPTS => {
                     attempts += 1; // another process removed it
                 }
                 Err(error) => return Err(error),

@@ -18,7 +18,7 @@ use std::{
 };
 
 /// How often to check whether an earlier large batch has been copied.
-pub(super) const COPYING: Duration = Duration::from_millis(1);
+pub(super) const COPY_POLL: Duration = Duration::from_millis(1);
 
 /// The cost of parsing or appending these values, in bytes; a record counts as 64 bytes more.
 pub(super) fn cost(bytes: usize, records: usize) -> usize {
@@ -124,7 +124,7 @@ impl Context {
             Ack::Memory => {
                 // Until earlier appends are copied: mostly they are, but a batch of many MiB takes milliseconds.
                 while !log.is_published(offset) {
-                    tokio::time::sleep(COPYING).await;
+                    tokio::time::sleep(COPY_POLL).await;
                 }
                 Ok(())
             }

@@ -164,7 +164,7 @@ impl Encoding {
         };
         let mut buffer = Buffer::new(limit.min(work.bytes()).saturating_add(1), grant);
         loop {
-            let more = match buffer.grow(AT_ONCE, |space| decoder.read(space))? {
+            let more = match buffer.grow(DECODE_STEP_BYTES, |space| decoder.read(space))? {
                 Err(error) if !Overtime::is(&error) => return Err(broken(error)),
                 Err(_) if work == Work::Heavy => return Err(too_slow_to_decode()),
                 Err(_) => return Ok(None),
@@ -221,7 +221,7 @@ impl Read for GzipMembers<'_> {
 /// The largest zstd window that is allocated for a client, 8 MiB: the limit that RFC 9659 sets for senders in HTTP.
 const ZSTD_WINDOW_LOG: u32 = 23;
 /// Bytes that are decoded between two checks of the decoded data.
-const AT_ONCE: usize = 64 << 10;
+const DECODE_STEP_BYTES: usize = 64 << 10;
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn broken(error: std::io::Error) -> Problem {

@@ -9,9 +9,9 @@
 //! | HTTP/1: a header section has begun, or idle between requests | `header_time`, enforced by hyper |
 //! | HTTP/2: no request in flight, even if pings are answered | `header_time` since the last one |
 //! | a request whose body does not arrive | `body_time` for the whole body, see `body` |
-//! | HTTP/1: the client has closed its sending side, and its answer has not begun | [`LAST_ANSWER_MILLIS`]; the client may be gone, or waiting; a live tail ends at once |
-//! | HTTP/1: a small body that nobody reads, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection closes, as with a large body |
-//! | HTTP/2: a body that nobody reads, after its answer | [`LAST_BODY`], then the stream is reset |
+//! | HTTP/1: the client has closed its sending side, and its answer has not begun | [`MAX_HALF_CLOSED_MILLIS`]; the client may be gone, or waiting; a live tail ends at once |
+//! | HTTP/1: a small body that nobody reads, before its answer | [`MAX_SMALL_BODY_TIME`], then the answer says that the connection closes, as with a large body |
+//! | HTTP/2: a body that nobody reads, after its answer | [`MAX_UNWANTED_BODY_TIME`], then the stream is reset |
 //! | an answer that the client does not read, or reads with less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset, unless the answer is small, see `stream` |
 //! | an answer that the client reads too slowly to finish within `body_time`, while others are refused for lack of memory | 5 s, see `pace` |
 //! | the peer has gone without closing the connection | 4 times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
@@ -75,16 +75,16 @@ const RESERVED_STREAMS_PER_CONNECTION: usize = STREAMS_PER_CONNECTION / 2;
 const MAX_UNWANTED_BODIES: usize = 8;
 /// How long, in milliseconds, it may take for the answer to begin if the client has closed its sending side. If the
 /// client has gone altogether, this looks the same until something is sent.
-const LAST_ANSWER_MILLIS: u64 = 3_000;
+const MAX_HALF_CLOSED_MILLIS: u64 = 3_000;
 /// How long a body that nobody wants is read: a client that is told to stop while it is sending may not see its answer.
-const LAST_BODY: Duration = Duration::from_secs(2);
+const MAX_UNWANTED_BODY_TIME: Duration = Duration::from_secs(2);
 /// The most bytes of an unwanted HTTP/1 body that are read so that another request can follow it.
-const SMALL_BODY_BYTES: u64 = 64 << 10;
+const MAX_SMALL_BODY_BYTES: u64 = 64 << 10;
 /// How long that may take.
-const SMALL_BODY_TIME: Duration = Duration::from_secs(1);
+const MAX_SMALL_BODY_TIME: Duration = Duration::from_secs(1);
 /// When the server is stopping: how long, in milliseconds, an HTTP/2 connection without a request may still be sending
 /// an answer.
-const LAST_WORDS_MILLIS: u64 = 1_000;
+const MAX_STOPPING_MILLIS: u64 = 1_000;
 
 /// All connections of the server. The clock and the counters protect no other memory: Relaxed throughout.
 pub(super) struct Connections {
@@ -290,7 +290,7 @@ impl Http1 {
     /// `touched`: when a request or an answer last made progress.
     fn client_has_left(&self, now: u64, touched: u64) -> bool {
         // The request may be one of several that were sent at once.
-        let is_over = |ended: u64| now.saturating_sub(ended.max(touched)) > LAST_ANSWER_MILLIS;
+        let is_over = |ended: u64| now.saturating_sub(ended.max(touched)) > MAX_HALF_CLOSED_MILLIS;
         self.ended.get().is_some_and(is_over) && !self.response_started.load(Ordering::Relaxed)
     }
 
@@ -528,7 +528,7 @@ impl Connection {
                 if self.requests.load(Ordering::Relaxed) == 0 && idle > header_time {
                     if !self.stopped.swap(true, Ordering::Relaxed) {
                         self.stop.notify_one(); // it is notified before it is closed
-                    } else if idle > header_time + LAST_WORDS_MILLIS {
+                    } else if idle > header_time + MAX_STOPPING_MILLIS {
                         self.abort("it is idle");
                     }
                 }
@@ -548,7 +548,7 @@ impl Connection {
         }
         let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
         let finished = !self.is_busy();
-        if finished && (self.http2().is_none() || idle > LAST_WORDS_MILLIS) {
+        if finished && (self.http2().is_none() || idle > MAX_STOPPING_MILLIS) {
             self.abort("the server stops");
         }
     }

@@ -26,7 +26,7 @@ use std::{
 const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
 
 /// How long a large answer asks for memory before others in line have their turn, which may need less.
-const ASKING_FOR: Duration = Duration::from_millis(250);
+const ASKING_TURN: Duration = Duration::from_millis(250);
 
 /// How long a request waits.
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +110,7 @@ async fn covered(
     loop {
         let left = patience.saturating_sub(begun.elapsed());
         let _permit = context.permits.acquire(Kind::Memory, &share.lines, left).await?;
-        match grant.cover_within(bytes, ASKING_FOR.min(left), &ASK).await {
+        match grant.cover_within(bytes, ASKING_TURN.min(left), &ASK).await {
             Err(UsedUp) if begun.elapsed() < patience => {} // to the end of the line
             covered => {
                 covered?;

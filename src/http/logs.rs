@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// The most names in one page.
 const MAX_PAGE_LOGS: usize = 1000;
 /// How long to wait before creating a log again that others have deleted meanwhile.
-const AGAIN: Duration = Duration::from_millis(1);
+const RECREATE_PAUSE: Duration = Duration::from_millis(1);
 
 fn described(log: &OpenLog) -> Answer {
     json(&LogInfo::from(log))
@@ -48,7 +48,9 @@ pub(super) async fn create(
         loop {
             match store.create(name, &settings).and_then(|new| Ok((new, store.get(name)?))) {
                 // It is being deleted, or has just been deleted: try again to create it.
-                Err(store::Error::NotFound { .. }) if begun.elapsed() < patience => std::thread::sleep(AGAIN),
+                Err(store::Error::NotFound { .. }) if begun.elapsed() < patience => {
+                    std::thread::sleep(RECREATE_PAUSE);
+                }
                 made => break made,
             }
         }

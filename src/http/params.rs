@@ -136,7 +136,7 @@ pub fn parse_time(value: &str) -> Option<u64> {
     }
     // In a query a plus that is not encoded is a space.
     let value = value.replacen(' ', "+", 1);
-    let value = if value.len() == DATE { value + "T00:00:00Z" } else { value };
+    let value = if value.len() == DATE_LENGTH { value + "T00:00:00Z" } else { value };
     let at = value.parse::<jiff::Timestamp>().ok().filter(|_| ends_with_offset(&value))?;
     Some(u64::try_from(at.as_millisecond()).unwrap_or(0))
 }
@@ -151,7 +151,7 @@ fn ends_with_offset(time: &str) -> bool {
 }
 
 /// The length of a date, as in 2026-01-02.
-const DATE: usize = 10;
+const DATE_LENGTH: usize = 10;
 
 /// The value of a header as text; a header that occurs more than once is refused.
 pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {

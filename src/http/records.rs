@@ -2,7 +2,7 @@
 
 use super::{
     answer::{Answer, full, json, only_head},
-    appending::{self, Ack, COPYING},
+    appending::{self, Ack, COPY_POLL},
     body,
     connection::RequestBody,
     context::{Asker, Context},
@@ -41,7 +41,7 @@ use std::{
 };
 
 /// How long a batch waits for the earlier batches of its producer.
-const PREDECESSORS: Duration = Duration::from_millis(200);
+const MAX_PREDECESSOR_WAIT: Duration = Duration::from_millis(200);
 
 /// A batch that its producer has named, so that it is stored once.
 struct NamedBatch {
@@ -208,9 +208,9 @@ pub(super) async fn append(
 /// Waits for a while until the batches before this one of its producer are appended: they may be on other connections.
 /// One that comes too early is then refused.
 async fn predecessors(log: &OpenLog, batch: &ProducerBatch<'_>) {
-    let until = Instant::now() + PREDECESSORS;
+    let until = Instant::now() + MAX_PREDECESSOR_WAIT;
     while log.is_early(batch) && Instant::now() < until {
-        tokio::time::sleep(COPYING).await;
+        tokio::time::sleep(COPY_POLL).await;
     }
 }
 

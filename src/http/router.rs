@@ -80,12 +80,12 @@ fn without_body(mut answer: Answer) -> Answer {
 }
 
 /// The longest request id, in bytes, that is returned.
-const REQUEST_ID_BYTES: usize = 200;
+const MAX_REQUEST_ID_BYTES: usize = 200;
 
 /// A copy, so that the id does not keep alive the whole header section that it came in. An empty one is none.
 fn kept_id(id: &HeaderValue) -> Option<HeaderValue> {
     Some(id.as_bytes())
-        .filter(|id| (1..=REQUEST_ID_BYTES).contains(&id.len()))
+        .filter(|id| (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()))
         .and_then(|id| HeaderValue::from_bytes(id).ok())
 }
 

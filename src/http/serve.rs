@@ -40,7 +40,7 @@ const SEND_BUFFER: usize = 64 << 10;
 const UNSENT: u32 = 256 << 10;
 /// The system gives up a client that has room only now and then and for little at a time, even if it acknowledges
 /// everything. This factor gives such a client more time than we give to a client that takes nothing.
-const GONE: u32 = 4;
+const GIVE_UP_FACTOR: u32 = 4;
 /// The most fields in a header section of HTTP/2, where each takes a byte if it refers to the header table, and a hundred
 /// in memory. hyper accepts 100 with HTTP/1; here a browser sends each cookie as a field.
 const MAX_FIELDS: usize = 256;
@@ -188,7 +188,7 @@ fn http2(settings: &Settings, tasks: Tasks) -> http2::Builder<Tasks> {
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(settings.header_time)
         // A ping waits behind data that a slow client has not taken.
-        .keep_alive_timeout(settings.body_time.saturating_mul(GONE));
+        .keep_alive_timeout(settings.body_time.saturating_mul(GIVE_UP_FACTOR));
     http
 }
 
@@ -197,7 +197,9 @@ fn prepare(stream: &TcpStream, settings: &Settings) {
     #[cfg(target_os = "linux")]
     {
         let socket = socket2::SockRef::from(stream);
-        if let Err(error) = socket.set_tcp_user_timeout(Some(settings.body_time.saturating_mul(GONE))) {
+        if let Err(error) =
+            socket.set_tcp_user_timeout(Some(settings.body_time.saturating_mul(GIVE_UP_FACTOR)))
+        {
             tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT: a client that has disappeared is noticed late");
         }
         if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT) {

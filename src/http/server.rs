@@ -32,7 +32,7 @@ use std::{
 use tokio::sync::watch;
 
 /// The most threads per runtime for work that waits for disks, and for bodies that are light work (`body::with_permit`).
-const BLOCKING_THREADS: usize = 64;
+const MAX_BLOCKING_THREADS: usize = 64;
 
 /// The number of connections that may wait to be accepted; the standard library has 128, beyond which a client that
 /// connects tries again after a second. The system has its own limit (`net.core.somaxconn`).
@@ -143,7 +143,7 @@ impl Server {
             };
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
-                .max_blocking_threads(BLOCKING_THREADS)
+                .max_blocking_threads(MAX_BLOCKING_THREADS)
                 .thread_keep_alive(Duration::MAX)
                 .build()?;
             keep_one_thread(&runtime)?;

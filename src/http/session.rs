@@ -21,7 +21,7 @@ mod source;
 
 use super::{
     answer::{Answer, json_text, keep_from_proxies, log_id, piece_by_piece},
-    appending::{self, Ack, COPYING},
+    appending::{self, Ack, COPY_POLL},
     connection::RequestBody,
     context::Context,
     formats::{DecodedBatch, Format},
@@ -55,10 +55,10 @@ use tokio::time::Instant;
 const MAX_UNACKNOWLEDGED: usize = 4096;
 
 /// How long a session that ends for a problem waits for its last commits, and for its client to see why.
-const LAST_COMMITS: Duration = Duration::from_secs(2);
+const MAX_ENDING_TIME: Duration = Duration::from_secs(2);
 /// How long the first part of the body is waited for after `Expect: 100-continue`, so that `100 Continue` is sent
 /// before the answer begins.
-const ASKING: Duration = Duration::from_millis(20);
+const MAX_FIRST_PART_WAIT: Duration = Duration::from_millis(20);
 
 /// What a request for a session asks for.
 pub(super) struct SessionRequest {
@@ -83,7 +83,11 @@ pub(super) async fn begin(
         Some(wanted) => Some(Producer::begin(wanted, context, share, &log).await?),
         None => None,
     };
-    let first = if expects_continue { tokio::time::timeout(ASKING, body.frame()).await.ok() } else { None };
+    let first = if expects_continue {
+        tokio::time::timeout(MAX_FIRST_PART_WAIT, body.frame()).await.ok()
+    } else {
+        None
+    };
     let id = log_id(log.id());
     let session = Session {
         context: Arc::clone(context),
@@ -201,7 +205,7 @@ impl Session {
             if let Err(problem) = self.advance().await {
                 // Nothing more is appended: others get the room.
                 (self.blocked, self.room) = (None, None);
-                let why = Failure { problem, gives_up_at: Instant::now() + LAST_COMMITS };
+                let why = Failure { problem, gives_up_at: Instant::now() + MAX_ENDING_TIME };
                 self.stage = match self.stage {
                     Stage::Opening | Stage::Open => Stage::Ending(Some(why)),
                     // What was appended cannot be waited for any more. The first problem is the one to be told.
@@ -225,7 +229,7 @@ impl Session {
         tokio::select! {
             () = rest => {}
             () = self.context.stopping() => {}
-            () = tokio::time::sleep(LAST_COMMITS) => {}
+            () = tokio::time::sleep(MAX_ENDING_TIME) => {}
         }
     }
 
@@ -292,7 +296,7 @@ impl Session {
         };
         if self.producer.is_some() {
             while self.log.producers_are_busy() {
-                tokio::time::sleep(COPYING).await;
+                tokio::time::sleep(COPY_POLL).await;
             }
         }
         match self.attempt(&batch).await? {

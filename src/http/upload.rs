@@ -24,7 +24,7 @@ use tokio::time::Instant;
 /// How often a body that waits asks for memory.
 const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(20);
 /// How long a body's pace is measured before it is judged.
-const PACE: Duration = Duration::from_secs(1);
+const PACE_PERIOD: Duration = Duration::from_secs(1);
 
 /// Takes the memory for a body of this many bytes. If there is no room for it, waits until there is, for as long as an
 /// append may wait. Only a small body that need not wait takes its memory later, as it arrives.
@@ -69,7 +69,7 @@ impl ArrivalPace {
 
     /// When it is to be judged again.
     pub(super) fn due(&self) -> Instant {
-        self.judged + PACE
+        self.judged + PACE_PERIOD
     }
 
     pub(super) fn came(&mut self, bytes: usize) {

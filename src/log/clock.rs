@@ -16,10 +16,10 @@ use std::time::Duration;
 /// How far a clock may be set back for a log's time to stand still until the clock has caught up, in milliseconds.
 pub(super) const MAX_SETBACK_MILLIS: u64 = 5_000;
 /// How far the clock may leap ahead and still be trusted at once, in milliseconds.
-const LEAP_MILLIS: u64 = 60_000;
+const MAX_LEAP_MILLIS: u64 = 60_000;
 /// How much older than the clock says a log's newest record may be when the log is opened, without raising doubts about
 /// the clock, in milliseconds.
-const IDLE_MILLIS: u64 = 24 * 3600 * 1000;
+const MAX_IDLE_MILLIS: u64 = 24 * 3600 * 1000;
 /// How long a clock that leapt ahead must stay there before it is trusted.
 const LEAP_TRUSTED_AFTER: Duration = Duration::from_secs(3600);
 
@@ -65,7 +65,7 @@ impl TrustedTime {
         let mut held = lock(&self.0);
         let state = held.get_or_insert(State { begun: elapsed, at: elapsed, time: now, ahead: None });
         let expected = state.time.saturating_add(elapsed.saturating_sub(state.at).as_millis() as u64);
-        if now > expected.saturating_add(LEAP_MILLIS) {
+        if now > expected.saturating_add(MAX_LEAP_MILLIS) {
             let since = *state.ahead.get_or_insert(elapsed);
             if elapsed.saturating_sub(since) < LEAP_TRUSTED_AFTER {
                 return expected;
@@ -81,7 +81,7 @@ impl TrustedTime {
     /// this was long ago, and it has not been watched for long enough to be sure.
     pub(super) fn may_be_wrong(&self, newest: u64, now: u64, elapsed: Duration) -> bool {
         let watched = lock(&self.0).map_or(Duration::ZERO, |state| elapsed.saturating_sub(state.begun));
-        now > newest.saturating_add(IDLE_MILLIS) && watched < LEAP_TRUSTED_AFTER
+        now > newest.saturating_add(MAX_IDLE_MILLIS) && watched < LEAP_TRUSTED_AFTER
     }
 }
 
@@ -144,6 +144,6 @@ mod tests {
         trusted.now(NOW, second(10));
         assert!(trusted.may_be_wrong(NOW - YEARS, NOW, second(3609)));
         assert!(!trusted.may_be_wrong(NOW - YEARS, NOW, second(3610)));
-        assert!(!trusted.may_be_wrong(NOW - IDLE_MILLIS, NOW, second(11)));
+        assert!(!trusted.may_be_wrong(NOW - MAX_IDLE_MILLIS, NOW, second(11)));
     }
 }

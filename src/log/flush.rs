@@ -25,7 +25,7 @@ use crate::{
     segment::{Segment, file::SegmentFile},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, lock, try_lock},
 };
-pub(crate) use closing::CLOSING;
+pub(crate) use closing::MAX_CLOSE_TIME;
 use std::{ops::RangeInclusive, time::Duration};
 
 /// The most words that one commit writes, to the next end of a batch: 8 MiB, where the disk is at full speed.

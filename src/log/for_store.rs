@@ -2,7 +2,8 @@
 //! and closing it while other logs wait.
 
 use super::{
-    CLOSING, Environment, Error, LOOK_PAUSE, LOOKS, Log, Options, Shared, budget::Budget, end::End, recovery,
+    Environment, Error, LOOK_PAUSE, LOOKS, Log, MAX_CLOSE_TIME, Options, Shared, budget::Budget, end::End,
+    recovery,
 };
 use crate::sync::{Arc, lock};
 use std::{path::Path, time::Duration};
@@ -36,7 +37,7 @@ impl Log {
     /// Waits until the thread that is closing the log has finished, and finishes the work itself if that thread
     /// panicked. Then another opening may take its place.
     pub(crate) fn finish_close(&self) {
-        let _ = self.close_in_place(&mut { CLOSING }, false); // whoever began it is told
+        let _ = self.close_in_place(&mut { MAX_CLOSE_TIME }, false); // whoever began it is told
     }
 
     /// The directory of the log.
@@ -112,6 +113,6 @@ impl Log {
     /// other logs to serve. If there is no room for the mark of a clean close, none is left and nothing is waited for:
     /// the next opening reads more.
     pub(crate) fn close_idle(self) -> Result<(), Error> {
-        self.close_in_place(&mut { CLOSING }, false)
+        self.close_in_place(&mut { MAX_CLOSE_TIME }, false)
     }
 }

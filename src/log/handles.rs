@@ -10,7 +10,7 @@
 //! all that the others did, so subtracting is `AcqRel`. `is_closing` is stored with the lock of `closed`, `Release`, and loaded
 //! without it, `Acquire`, where a log that is being closed is not to be used any more.
 
-use super::{Error, Log, Shared, end::End, flush::CLOSING};
+use super::{Error, Log, Shared, end::End, flush::MAX_CLOSE_TIME};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock};
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ impl Log {
     /// # }
     /// ```
     pub fn shutdown(&self) -> Result<(), Error> {
-        self.close_in_place(&mut { CLOSING }, true)
+        self.close_in_place(&mut { MAX_CLOSE_TIME }, true)
     }
 
     /// Closes the log, unless that was done before. If the disk has no room, waits for some for at most `left`, which is
@@ -135,7 +135,7 @@ impl Drop for Log {
         if self.handles.count.fetch_sub(1, Ordering::AcqRel) > 1 || lock(&self.handles.closed).is_some() {
             return;
         }
-        if let Err(error) = self.close_in_place(&mut { CLOSING }, true)
+        if let Err(error) = self.close_in_place(&mut { MAX_CLOSE_TIME }, true)
             && !self.shared.ending.get().is_some_and(End::is_deletion)
         {
             tracing::error!(dir = %self.shared.dir.display(), %error, "closing the log failed");

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 pub(crate) enum WaitFor {
     /// Waits for room and for copies, however long that takes.
     Anything,
-    /// Waits for copies, and at most [`PREPARING`] for a segment that is being prepared. Without room on the disk or in
+    /// Waits for copies, and at most [`MAX_PREPARATION_WAIT`] for a segment that is being prepared. Without room on the disk or in
     /// memory, it returns [`Error::WouldBlock`].
     NextSegment,
     /// Waits for copies only: mostly microseconds, and milliseconds after a batch of many MiB. Without room, it returns
@@ -48,7 +48,7 @@ impl WaitFor {
 
 /// How long an append that does not wait for the disk waits for a segment for which there is memory. Preparing one takes a
 /// few milliseconds; where it takes longer, the disk is behind.
-const PREPARING: Duration = Duration::from_millis(20);
+const MAX_PREPARATION_WAIT: Duration = Duration::from_millis(20);
 
 /// A caller that waits for a segment with room for `needs` bytes.
 struct Waiting {
@@ -150,12 +150,12 @@ impl Shared {
         since: &mut Option<Duration>,
     ) -> Result<Option<Instant>, Error> {
         // In a simulation nobody makes room while this thread waits.
-        if wait_for.waits_for_disk() && !self.env.machine.advance_simulated(PREPARING) {
+        if wait_for.waits_for_disk() && !self.env.machine.advance_simulated(MAX_PREPARATION_WAIT) {
             stats::found_no_room();
             return Ok(None);
         }
         let now = self.env.machine.elapsed();
-        let left = PREPARING.saturating_sub(now.saturating_sub(*since.get_or_insert(now)));
+        let left = MAX_PREPARATION_WAIT.saturating_sub(now.saturating_sub(*since.get_or_insert(now)));
         // Behind others it would wait for their turns, which may need this very thread.
         let waits =
             wait_for == WaitFor::NextSegment && !self.roll.is_short_of_memory() && !turn.would_be_behind();

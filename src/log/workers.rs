@@ -18,21 +18,21 @@ use std::{
 
 /// Writes to different files at once: beyond 16, more gain nothing (9.8, 26, 51, 49 thousand per second with 1, 4, 16
 /// and 32 at once).
-const FLUSHERS: usize = 16 * TIMES;
+const MAX_FLUSHERS: usize = 16 * THREADS_FACTOR;
 /// Maintenance threads write as well, but nobody waits for them.
-const MAINTAINERS: usize = 4 * TIMES;
+const MAX_MAINTAINERS: usize = 4 * THREADS_FACTOR;
 /// Tests leave logs behind whose disk hangs for good, each of which keeps a thread.
-const TIMES: usize = if cfg!(test) { 16 } else { 1 };
+const THREADS_FACTOR: usize = if cfg!(test) { 16 } else { 1 };
 
 /// The threads that commit.
 pub(super) fn flushers() -> Arc<Workers> {
-    static ALL: LazyLock<Arc<Workers>> = LazyLock::new(|| Workers::new("millstream-flush", FLUSHERS));
+    static ALL: LazyLock<Arc<Workers>> = LazyLock::new(|| Workers::new("millstream-flush", MAX_FLUSHERS));
     Arc::clone(&ALL)
 }
 
 /// The threads that make spare segments, seal and trim.
 pub(super) fn maintenance() -> Arc<Workers> {
-    static ALL: LazyLock<Arc<Workers>> = LazyLock::new(|| Workers::new("millstream-mnt", MAINTAINERS));
+    static ALL: LazyLock<Arc<Workers>> = LazyLock::new(|| Workers::new("millstream-mnt", MAX_MAINTAINERS));
     Arc::clone(&ALL)
 }
 

@@ -197,7 +197,8 @@ pub(crate) fn read_record<'b>(
 ) -> io::Result<Option<frame::Frame<'b>>> {
     let Some(position) = indexed(file, sealed, record) else { return Ok(None) };
     let read = |buf: &mut [u8], at| file.read_at(buf, at);
-    if !read_frame(read, GUESS, sealed.words, position, buf).unwrap_or(false) || !is_record(buf, key, record)
+    if !read_frame(read, FIRST_READ_BYTES, sealed.words, position, buf).unwrap_or(false)
+        || !is_record(buf, key, record)
     {
         // The index or the frame is wrong, or one of them cannot be read: look for the record itself.
         let Some(position) = find(file, sealed, key, record)? else { return Ok(None) };
@@ -231,7 +232,7 @@ pub(crate) fn position_of(
     let Some(position) = indexed(file, sealed, record) else { return Ok(None) };
     let mut buf = Vec::new();
     let read = |buf: &mut [u8], at| file.read_at(buf, at);
-    if read_frame(read, GUESS, sealed.words, position, &mut buf).unwrap_or(false)
+    if read_frame(read, FIRST_READ_BYTES, sealed.words, position, &mut buf).unwrap_or(false)
         && is_record(&buf, key, record)
     {
         return Ok(Some(position));
@@ -320,7 +321,7 @@ fn is_record(bytes: &[u8], key: Key, record: u32) -> bool {
 }
 
 /// Most records are small: one read of this size gets the header and, likely, the whole frame.
-const GUESS: usize = 1024;
+const FIRST_READ_BYTES: usize = 1024;
 
 /// Reads the frame at `position` by calls of `read`, the first one for up to `guess` bytes; `false` if none fits before the
 /// end of the frames.

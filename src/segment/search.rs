@@ -19,7 +19,7 @@ pub(crate) struct Later {
 }
 
 /// For frames of up to this many bytes the CRC is computed directly, which is quicker.
-const DIRECT: usize = 512;
+const MAX_DIRECT_BYTES: usize = 512;
 
 /// Looks at every word from `from` on, where the frame of `record` would start, for frames of that record and later
 /// ones.
@@ -38,7 +38,7 @@ pub(crate) fn frames_from(bytes: &[u8], key: Key, from: u32, record: u32) -> Lat
         let verified = found.filter(|found| {
             let length = frame::in_bytes(found.frame.words());
             let (crc, seed) = frame::claimed_crc(rest, key);
-            crc == if length <= DIRECT {
+            crc == if length <= MAX_DIRECT_BYTES {
                 crc32c::crc32c_append(seed, &rest[WORD..length])
             } else {
                 let begin = word * WORD + WORD;

@@ -43,11 +43,11 @@ impl Found {
 }
 
 /// How long the directories of a store are looked at when it is opened.
-const LOOKING: Duration = Duration::from_secs(2);
+const MAX_LOOK_TIME: Duration = Duration::from_secs(2);
 
 /// Looks at the directories of these entries: removes the entries of directories that are not logs, and marks those of
 /// logs that cannot be used. On another thread, so that a disk that hangs under one of them does not keep the store from
-/// being opened: a directory that was not looked at within [`LOOKING`] counts as a log. Whether it is one is found out
+/// being opened: a directory that was not looked at within [`MAX_LOOK_TIME`] counts as a log. Whether it is one is found out
 /// when it is used. In a simulation this thread looks, so that the order of operations does not depend on a clock.
 pub(super) fn look(env: &Environment, dir: &Path, entries: &mut BTreeMap<String, Arc<Entry>>) {
     let names: Vec<_> = entries.keys().cloned().collect();
@@ -66,7 +66,7 @@ pub(super) fn look(env: &Environment, dir: &Path, entries: &mut BTreeMap<String,
     } else if let Err(error) = std::thread::Builder::new().name("millstream-look".into()).spawn(look_at_all) {
         tracing::warn!(%error, "cannot look at the directories of logs before they are used");
     }
-    let until = Instant::now() + LOOKING;
+    let until = Instant::now() + MAX_LOOK_TIME;
     while let Ok((name, at)) = found.recv_deadline(until) {
         match at {
             Found::Nothing => drop(entries.remove(&name)),

@@ -25,7 +25,7 @@ const TURN: Duration = Duration::from_secs(1);
 /// How many closed logs are opened for retention per turn.
 const RETENTIONS_PER_TURN: usize = 16;
 /// The shortest time between two openings of the same log for retention.
-const RETAINED_EVERY: Duration = Duration::from_secs(60);
+const MIN_RETENTION_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the housekeeper waits for a helper before it continues.
 const MAX_WAIT_FOR_HELPER: Duration = Duration::from_millis(100);
 /// How many helpers may be held up before the housekeeper does without.
@@ -157,7 +157,7 @@ impl Inner {
         let settings = self.settings(name);
         let every = match &settings {
             Ok(settings) => retention_interval(settings.retention()),
-            Err(_) => Some(RETAINED_EVERY), // the error is reported to users of the log
+            Err(_) => Some(MIN_RETENTION_INTERVAL), // the error is reported to users of the log
         };
         let again = every.map_or(u64::MAX, |every| now.saturating_add(millis(every)));
         entry.retain_at.store(again, Ordering::Relaxed); // by one helper at a time
@@ -262,7 +262,7 @@ fn millis(time: Duration) -> u64 {
 fn retention_interval(retention: Retention) -> Option<Duration> {
     // A closed log does not grow, but it gets older.
     let Retention { bytes: _, age } = retention;
-    age.map(|age| (age / 8).max(RETAINED_EVERY))
+    age.map(|age| (age / 8).max(MIN_RETENTION_INTERVAL))
 }
 
 /// The result of applying retention.

@@ -6,7 +6,7 @@
 
 use super::{Entry, Error, Inner, LogError, OpenLog};
 use crate::{
-    log::{CLOSING, Damage, Scrubbed},
+    log::{Damage, MAX_CLOSE_TIME, Scrubbed},
     reports,
     sync::{read_lock, yield_more},
 };
@@ -28,7 +28,7 @@ const FAILURE_BYTES: u64 = 1 << 20;
 /// After this many failed attempts, a log is left for the next pass.
 const MAX_FAILURES: u32 = 10;
 /// By how much the thread yields (`nice`).
-const YIELDS: i32 = 10;
+const NICENESS: i32 = 10;
 /// How many findings of a segment are written to the process's log.
 const MAX_REPORTED: usize = 10;
 
@@ -55,7 +55,7 @@ impl Scrubber {
                 // The last to be dropped: whoever waits for it may open the store's directory again.
                 let _running = running;
                 let inner = inner;
-                yield_more(YIELDS);
+                yield_more(NICENESS);
                 let mut pace = Pace { bytes_per_second, stopped, due: Instant::now() };
                 loop {
                     let begun = Instant::now();
@@ -72,7 +72,7 @@ impl Scrubber {
     /// hangs, the thread is left behind, with the log that it reads.
     pub(super) fn stop(self) {
         drop(self.stop);
-        if self.ended.recv_timeout(CLOSING) == Err(RecvTimeoutError::Timeout) {
+        if self.ended.recv_timeout(MAX_CLOSE_TIME) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!("a scrub that the disk does not answer is left behind");
         }
     }

@@ -20,9 +20,9 @@ use tokio::{
 };
 
 /// The most bytes of records that were read and not handed over yet, beside one record more.
-const AHEAD_BYTES: u32 = 4 << 20;
+const MAX_AHEAD_BYTES: u32 = 4 << 20;
 /// The most such records.
-const AHEAD_RECORDS: usize = 1024;
+const MAX_AHEAD_RECORDS: usize = 1024;
 /// The bytes that are read at once.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -33,7 +33,7 @@ pub(super) struct Next {
     pub(super) at: Progress,
     /// Why its log does not take it, if so.
     pub(super) refused: Option<Said>,
-    /// Its part of [`AHEAD_BYTES`], until it is dropped.
+    /// Its part of [`MAX_AHEAD_BYTES`], until it is dropped.
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
@@ -108,8 +108,8 @@ impl Input {
     /// Begins to read records of at most `record_bytes`, for a log with these settings.
     pub(super) fn read(self, record_bytes: u64, settings: LogSettings) -> Records {
         let Self { mut source, has_lines, reading } = self;
-        let (sender, queue) = mpsc::channel(AHEAD_RECORDS);
-        let (room, runtime) = (Arc::new(Semaphore::new(AHEAD_BYTES as usize)), Handle::current());
+        let (sender, queue) = mpsc::channel(MAX_AHEAD_RECORDS);
+        let (room, runtime) = (Arc::new(Semaphore::new(MAX_AHEAD_BYTES as usize)), Handle::current());
         let last = source.progress();
         source.limit_records(record_bytes);
         std::thread::spawn(move || {
@@ -118,7 +118,7 @@ impl Input {
                 let next = match source.next(&mut record) {
                     Ok(false) => return,
                     Ok(true) => {
-                        let bytes = u32::try_from(record.len()).unwrap_or(u32::MAX).min(AHEAD_BYTES);
+                        let bytes = u32::try_from(record.len()).unwrap_or(u32::MAX).min(MAX_AHEAD_BYTES);
                         let room = Arc::clone(&room)
                             .try_acquire_many_owned(bytes)
                             .or_else(|_| runtime.block_on(Arc::clone(&room).acquire_many_owned(bytes)));
@@ -168,7 +168,7 @@ impl Records {
     pub(super) async fn next(&mut self) -> Option<io::Result<Next>> {
         if self.taken.len() == 0 {
             let mut taken = Vec::new();
-            self.queue.recv_many(&mut taken, AHEAD_RECORDS).await;
+            self.queue.recv_many(&mut taken, MAX_AHEAD_RECORDS).await;
             self.taken = taken.into_iter();
         }
         let next = self.taken.next();

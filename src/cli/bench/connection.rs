@@ -12,7 +12,7 @@ use tokio::{
 };
 
 /// The largest head of an answer.
-const HEAD_BYTES: usize = 16 << 10;
+const MAX_HEAD_BYTES: usize = 16 << 10;
 
 pub(super) struct Sender(OwnedWriteHalf);
 
@@ -57,7 +57,7 @@ fn broken(what: &str) -> io::Error {
 
 impl Receiver {
     async fn read_more(&mut self) -> io::Result<()> {
-        if self.from == self.buffer.len() || self.from > HEAD_BYTES {
+        if self.from == self.buffer.len() || self.from > MAX_HEAD_BYTES {
             self.buffer.drain(..self.from);
             self.from = 0;
         }
@@ -75,7 +75,7 @@ impl Receiver {
                 self.from += length;
                 return Ok(head);
             }
-            if self.buffer.len() - self.from > HEAD_BYTES {
+            if self.buffer.len() - self.from > MAX_HEAD_BYTES {
                 return Err(broken("the head of an answer is too long"));
             }
             self.read_more().await?;

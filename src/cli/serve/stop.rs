@@ -41,7 +41,7 @@ pub(super) fn signalled(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>
         let _ = stop.send(()); // the server may have ended already
         let (signal, name) = next().await;
         tracing::warn!("{name}, again: ending at once, without waiting for requests in flight");
-        stderr.flush(super::LAST_LINES);
+        stderr.flush(super::MAX_LOG_FLUSH_TIME);
         std::process::exit(128 + signal.as_raw());
     };
     std::thread::Builder::new().name("millstream-signals".into()).spawn(move || runtime.block_on(listen))?;

@@ -2,7 +2,8 @@
 //! and what remains of a body that nobody wants.
 
 use super::{
-    Connection, Http2, LAST_BODY, MAX_UNWANTED_BODIES, SEND_BYTES, SMALL_BODY_BYTES, SMALL_BODY_TIME,
+    Connection, Http2, MAX_SMALL_BODY_BYTES, MAX_SMALL_BODY_TIME, MAX_UNWANTED_BODIES,
+    MAX_UNWANTED_BODY_TIME, SEND_BYTES,
     stream::{Count, Stream},
 };
 use crate::{
@@ -141,7 +142,7 @@ impl Drop for RequestBody {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         if let Some(http1) = self.connection.http1() {
-            let small = !self.expects_continue && body.size_hint().lower() <= SMALL_BODY_BYTES;
+            let small = !self.expects_continue && body.size_hint().lower() <= MAX_SMALL_BODY_BYTES;
             let read = async move { small && read_small(body).await };
             *lock(&http1.unwanted) = Some(runtime.spawn(read));
             return;
@@ -159,7 +160,7 @@ impl Drop for RequestBody {
 /// Reads an HTTP/1 body that nobody wants, if it is small and arrives soon. Returns whether all of it was read.
 async fn read_small(mut body: Incoming) -> bool {
     let read = async {
-        let mut left = SMALL_BODY_BYTES;
+        let mut left = MAX_SMALL_BODY_BYTES;
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else { return false };
             let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
@@ -170,7 +171,7 @@ async fn read_small(mut body: Incoming) -> bool {
         }
         true
     };
-    tokio::time::timeout(SMALL_BODY_TIME, read).await.unwrap_or(false)
+    tokio::time::timeout(MAX_SMALL_BODY_TIME, read).await.unwrap_or(false)
 }
 
 /// Resets the stream of a body that nobody wants, if its request is still in flight: nobody would read what comes, such as
@@ -205,7 +206,7 @@ impl Unwanted {
     /// Reads the body for a while: some clients look for an answer only when they have sent everything.
     async fn read(self, mut body: Incoming) {
         let read = async { while let Some(Ok(_)) = body.frame().await {} };
-        if tokio::time::timeout(LAST_BODY, read).await.is_err() {
+        if tokio::time::timeout(MAX_UNWANTED_BODY_TIME, read).await.is_err() {
             reset(&self.stream);
         }
     }

@@ -11,7 +11,7 @@ use crate::{
 use std::time::Duration;
 
 /// How long closing a log, or all logs of a store together, continues to try.
-pub(crate) const CLOSING: Duration = Duration::from_secs(5);
+pub(crate) const MAX_CLOSE_TIME: Duration = Duration::from_secs(5);
 
 impl CommitPosition {
     /// Waits until nobody copies a record into a chunk any more, also if the log has failed: another opening may look
@@ -41,7 +41,7 @@ impl Shared {
     pub(in crate::log) fn commit_rest(&self, left: &mut Duration, waits_for_mark: bool) -> Result<(), Error> {
         let mut position = lock(&self.flush.position);
         let backoff = Backoff::new();
-        let mut left_otherwise = CLOSING; // for other reasons, which pass sooner and concern this log only
+        let mut left_otherwise = MAX_CLOSE_TIME; // for other reasons, which pass sooner and concern this log only
         while self.durable.get() < self.next_offset() {
             match self.commit(&mut position) {
                 Committed::Failed => break,

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 /// How long a producer that sends nothing is remembered.
-const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+const REMEMBERED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The average rate, in bytes per second, at which the file is rewritten while nothing else requires it.
 pub(super) const SAVED_PER_SECOND: u64 = 256 << 10;
 /// The file is written earlier if this many bytes of records were committed since: when the log is opened again, its
@@ -314,7 +314,7 @@ impl Log {
     pub(super) fn copy_of_table(&self) -> Option<(u64, Table)> {
         let mut table = self.shared.producers.table();
         let table = table.as_mut()?;
-        if let Some(oldest) = self.shared.oldest(self.shared.trusted_now(), AGE) {
+        if let Some(oldest) = self.shared.oldest(self.shared.trusted_now(), REMEMBERED_FOR) {
             table.producers.retain(|_, producer| producer.used >= oldest);
         }
         // Appending as a producer locks the table: so all of their batches below this offset are in it.

@@ -15,7 +15,7 @@
 //! - `asked` is set before the task is kicked, and taken by a turn before it makes a spare segment: a request that
 //!   arrives after that gets another turn.
 //! - `short` is set before the line is bumped, and read by callers that were woken. A stale value makes an append wait for at
-//!   most [`PREPARING`](crate::log::room), or refuses it slightly too late.
+//!   most [`MAX_PREPARATION_WAIT`](crate::log::room), or refuses it slightly too late.
 
 use super::{PAUSES, growth::Growth};
 use crate::{
@@ -29,7 +29,7 @@ use crossbeam::queue::ArrayQueue;
 use std::time::Duration;
 
 /// How long a refusal is given to others who need a segment: later, they wait for an attempt of their own.
-const REFUSED: Duration = Duration::from_millis(250);
+const MAX_REFUSAL_AGE: Duration = Duration::from_millis(250);
 
 /// What the next segment consists of, ready before it is needed.
 pub(in crate::log) struct SpareSegment {
@@ -166,7 +166,7 @@ impl SpareSegments {
     pub(super) fn refused_lately(&self, now: Duration) -> Option<Error> {
         let refusal = lock(&self.refusal).clone()?;
         let at = Duration::from_millis(self.refused_at.load(Ordering::SeqCst));
-        (now.saturating_sub(at) <= REFUSED).then_some(refusal)
+        (now.saturating_sub(at) <= MAX_REFUSAL_AGE).then_some(refusal)
     }
 
     /// A number for a file's temporary name.
