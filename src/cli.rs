@@ -21,7 +21,7 @@ mod target;
 mod verify;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use failure::{Failure, Said, Usage};
+use failure::{CodedFailure, Failure, Usage};
 use std::process::ExitCode;
 
 /// A commit log: append records, read them by offset.
@@ -74,15 +74,18 @@ pub(crate) fn main() -> ExitCode {
         // What was asked for: help, or the version.
         Err(text) => {
             let printed = stdout::write(|_| text.print());
-            return printed.map_or_else(|error| fail(&Said::of(&*error), false), |()| ExitCode::SUCCESS);
+            return printed
+                .map_or_else(|error| fail(&CodedFailure::of(&*error), false), |()| ExitCode::SUCCESS);
         }
     };
     if let Err(error) = outlive_file_size_limit() {
         stderr::say(format_args!("millstream: a limit of file sizes would end this process: {error}"));
     }
     run(&cli).unwrap_or_else(|error| {
-        let code =
-            fail(&Said::of(&*error).or_without_log(cli.command.without_log()), cli.command.prints_json());
+        let code = fail(
+            &CodedFailure::of(&*error).or_without_log(cli.command.without_log()),
+            cli.command.prints_json(),
+        );
         match error.downcast_ref::<signals::Interrupted>() {
             Some(interrupted) => signals::exit_code(interrupted.signal),
             None if matches!(cli.command, Command::Verify(_)) => verify::NOT_KNOWN.into(),
@@ -92,17 +95,17 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Says what has failed, in a line; returns the exit code.
-fn fail(said: &Said, json: bool) -> ExitCode {
+fn fail(said: &CodedFailure, json: bool) -> ExitCode {
     stderr::say(format_args!("{}", said.line(json)));
     said.exit_code()
 }
 
 /// What is wrong with the arguments, in one line, without how they are to be.
-fn usage_of(error: &clap::Error) -> Said {
+fn usage_of(error: &clap::Error) -> CodedFailure {
     let text = error.to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let words: Vec<_> = first.trim_start_matches("error: ").split_whitespace().collect();
-    Said::usage(words.join(" "))
+    CodedFailure::usage(words.join(" "))
 }
 
 impl Command {

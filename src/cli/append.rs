@@ -5,7 +5,7 @@ mod sink;
 
 use super::{
     Outcome, Usage, counted,
-    failure::{Failure, Said},
+    failure::{CodedFailure, Failure},
     progress,
     settings::SettingsFlags,
     signals::{self, Interrupted, Signals},
@@ -212,7 +212,7 @@ impl Append {
         let words = format!("cannot read {}: {error}", self.file.display());
         // The source says so of a record that is too large.
         if error.kind() == io::ErrorKind::InvalidData {
-            Said::new(Code::RecordTooLarge, words).into()
+            CodedFailure::new(Code::RecordTooLarge, words).into()
         } else {
             words.into()
         }
@@ -220,20 +220,20 @@ impl Append {
 
     /// A failure in the words of this command, which has imports, and no producers.
     fn in_own_words(&self, failure: Failure, done: &Done) -> Failure {
-        let said = Said::of(&*failure);
+        let coded = CodedFailure::of(&*failure);
         match &self.import {
-            Some(name) if said.is(Code::ProducerOutOfOrder) => {
+            Some(name) if coded.is(Code::ProducerOutOfOrder) => {
                 let words = format!("another run of the import {name:?} has taken over");
-                Said { words, ..said }.into()
+                CodedFailure { words, ..coded }.into()
             }
             // All before it are stored, and it is alone: what is too large together is divided.
-            _ if said.is(Code::RecordTooLarge) && !failure.is::<Said>() => {
+            _ if coded.is(Code::RecordTooLarge) && !failure.is::<CodedFailure>() => {
                 let number = done.passed_over + done.appended.records + 1;
                 let words = format!(
                     "record {number} is larger than the log takes: a record must fit in a segment, with some 28 bytes beside \
                      it, and have no more than `record_bytes`; split it"
                 );
-                Said { words, ..said }.into()
+                CodedFailure { words, ..coded }.into()
             }
             _ => failure,
         }
@@ -263,7 +263,7 @@ impl Append {
                 report["unfinished"] = true.into();
             }
             if let Some(failure) = failure {
-                let Said { words, code } = Said::of(&**failure).or_without_log(WITHOUT_LOG);
+                let CodedFailure { words, code } = CodedFailure::of(&**failure).or_without_log(WITHOUT_LOG);
                 (report["error"], report["code"]) = (words.into(), code.into());
                 report["uncertain"] = is_uncertain.into();
             }
@@ -436,7 +436,7 @@ impl Append {
                     done.is_unfinished = true;
                     break;
                 }
-                Some(Ok(Next { refused: Some(said), .. })) => failure = Some(Failure::from(said)),
+                Some(Ok(Next { refused: Some(coded), .. })) => failure = Some(Failure::from(coded)),
                 Some(Ok(next)) => sink.push(next, self.import.is_some()).await?,
                 Some(Err(error)) => failure = Some(self.cannot_read(&error)),
             }
@@ -492,7 +492,7 @@ async fn patiently<T>(
 }
 
 fn say_trouble(error: &(dyn std::error::Error + 'static), patience: Duration) {
-    let Said { words, .. } = Said::of(error);
+    let CodedFailure { words, .. } = CodedFailure::of(error);
     stderr::say(format_args!("{words}; trying again for {} s in all", patience.as_secs()));
 }
 

@@ -20,7 +20,7 @@ mod tails;
 
 use super::{
     Outcome, Usage,
-    failure::{Failure, Said},
+    failure::{CodedFailure, Failure},
     signals::{self, Interrupted, Signals},
     size, stdout,
     target::{Target, TargetFlags, block_on},
@@ -194,7 +194,7 @@ impl Bench {
                 let words = format!(
                     "there is a log named {name} already, of another bench, or left by one that was killed"
                 );
-                return Err(Said::new(Code::LogExists, words).into());
+                return Err(CodedFailure::new(Code::LogExists, words).into());
             }
             created.set(n + 1);
             target.create(&name, &LogSettings::default()).await?;

@@ -12,10 +12,10 @@ pub(super) type Failure = Box<dyn Error>;
 #[error("{0}")]
 pub(super) struct Usage(pub(super) String);
 
-/// A failure in words and with its code: one of a server, or one of those below.
+/// A failure as it is reported: what it says, and its code, which is one of a server's or one of those below.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{words}")]
-pub(super) struct Said {
+pub(super) struct CodedFailure {
     pub(super) words: String,
     pub(super) code: Cow<'static, str>,
 }
@@ -34,10 +34,10 @@ pub(super) const DAMAGED: &str = "damaged";
 const FAILED: &str = "failed";
 
 /// The codes with which a server refuses an argument, whatever logs it has.
-const OF_ARGUMENTS: [Code; 4] =
+const ARGUMENT_CODES: [Code; 4] =
     [Code::InvalidLogName, Code::InvalidSettings, Code::InvalidProducer, Code::InvalidCursor];
 
-impl Said {
+impl CodedFailure {
     pub(super) fn new(code: Code, words: impl Into<String>) -> Self {
         Self { words: words.into(), code: code.as_str().into() }
     }
@@ -48,8 +48,8 @@ impl Said {
 
     /// What there is to say about this failure.
     pub(super) fn of(failure: &(dyn Error + 'static)) -> Self {
-        if let Some(said) = failure.downcast_ref::<Self>() {
-            return said.clone();
+        if let Some(coded) = failure.downcast_ref::<Self>() {
+            return coded.clone();
         }
         let translated = translated(failure);
         if let Some(error) = translated.as_ref().or(failure.downcast_ref()) {
@@ -75,7 +75,7 @@ impl Said {
 
     /// Whether the arguments, or the settings, were wrong, whatever the state of logs and server.
     fn is_usage(&self) -> bool {
-        self.code == USAGE || OF_ARGUMENTS.iter().any(|&code| self.is(code))
+        self.code == USAGE || ARGUMENT_CODES.iter().any(|&code| self.is(code))
     }
 
     pub(super) fn exit_code(&self) -> ExitCode {
@@ -190,10 +190,12 @@ mod tests {
             (bad.clone().into(), refused(&bad)),
         ];
         for (here, there) in pairs {
-            assert_eq!(Said::of(&*here).line(true), Said::of(&there).line(true));
+            assert_eq!(CodedFailure::of(&*here).line(true), CodedFailure::of(&there).line(true));
         }
-        let usage = Said::of(&Usage("no".into()));
+        let usage = CodedFailure::of(&Usage("no".into()));
         assert_eq!(usage.line(true), r#"{"code":"usage","error":"no"}"#);
-        assert!(usage.is_usage() && Said::of(&bad).is_usage() && !Said::of(&exists).is_usage());
+        assert!(
+            usage.is_usage() && CodedFailure::of(&bad).is_usage() && !CodedFailure::of(&exists).is_usage()
+        );
     }
 }

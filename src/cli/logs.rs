@@ -2,7 +2,7 @@
 
 use super::{
     Outcome,
-    failure::{Failure, Said},
+    failure::{CodedFailure, Failure},
     settings::SettingsFlags,
     stderr, stdout,
     target::{Target, TargetFlags, block_on},
@@ -77,8 +77,8 @@ impl Logs {
     }
 
     /// Of one log of several.
-    fn say_cannot_be_described(&self, name: &str, said: &Said) {
-        let Said { words, code } = said;
+    fn say_cannot_be_described(&self, name: &str, coded: &CodedFailure) {
+        let CodedFailure { words, code } = coded;
         if self.json {
             let line = serde_json::json!({ "log": name, "code": code, "error": words });
             stderr::say(format_args!("{line}"));
@@ -103,7 +103,7 @@ impl Logs {
                             Ok(described) => all.push(described),
                             Err(error) => {
                                 failed += 1;
-                                self.say_cannot_be_described(&name, &Said::of(&*error));
+                                self.say_cannot_be_described(&name, &CodedFailure::of(&*error));
                             }
                         }
                     }
@@ -136,10 +136,10 @@ impl Logs {
         let first = target.describe(log).await?.first_offset;
         let first_now = target.trim(log, before).await?;
         let left = target.describe(log).await.map_err(|error| {
-            let Said { words, code } = Said::of(&*error);
+            let CodedFailure { words, code } = CodedFailure::of(&*error);
             let words =
                 format!("the first offset of {log} is {first_now} now, but it cannot be described: {words}");
-            Said { words, code }
+            CodedFailure { words, code }
         })?;
         if first_now == first && before > first {
             let why = if before < left.next_offset {

@@ -2,7 +2,7 @@
 
 use super::{
     Outcome, Usage,
-    failure::{Failure, Said},
+    failure::{CodedFailure, Failure},
     start::{self, StartFlags},
     stderr, stdout,
     target::{Target, TargetFlags, block_on},
@@ -156,7 +156,7 @@ async fn follow(mut tail: client::Tail, part: Part, form: Form) -> Result<(), Fa
             () = &mut gone => return Ok(()),
             Ok(()) = trouble.changed() => {
                 match trouble.borrow_and_update().as_ref() {
-                    Some(error) => stderr::say(format_args!("{}; trying again", Said::of(error).words)),
+                    Some(error) => stderr::say(format_args!("{}; trying again", CodedFailure::of(error).words)),
                     None => stderr::say_answers_again(),
                 }
                 continue;

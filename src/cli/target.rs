@@ -2,7 +2,7 @@
 
 use super::{
     Usage,
-    failure::{Failure, Said},
+    failure::{CodedFailure, Failure},
     progress,
 };
 use clap::Args;
@@ -327,8 +327,11 @@ impl Target {
 }
 
 fn no_cursor(log: &str, name: &str) -> Failure {
-    Said::new(Code::CursorNotFound, format!("the log {log:?} has no cursor named {name:?}; set it first"))
-        .into()
+    CodedFailure::new(
+        Code::CursorNotFound,
+        format!("the log {log:?} has no cursor named {name:?}; set it first"),
+    )
+    .into()
 }
 
 /// Fails if no cursor can have this name.
@@ -337,5 +340,5 @@ fn check_cursor(name: &str) -> Result<(), Failure> {
         return Ok(());
     }
     let bad = client::Error::BadName { name: name.to_owned() };
-    Err(Said::new(Code::InvalidCursor, bad.to_string()).into())
+    Err(CodedFailure::new(Code::InvalidCursor, bad.to_string()).into())
 }

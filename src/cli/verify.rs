@@ -2,7 +2,7 @@
 
 use super::{
     Outcome, counted,
-    failure::{self, Failure, Said},
+    failure::{self, CodedFailure, Failure},
     must_be_log, other_owner, progress, shm_dir, stderr, stdout,
 };
 use millstream::{Damage, Report};
@@ -90,7 +90,7 @@ impl Verify {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        let said = Said {
+        let coded = CodedFailure {
             words: format!(
                 "damage was found; `millstream repair {}` keeps the damaged files aside, and marks what is lost, so that \
                  readers pass it and the log can be written to",
@@ -98,7 +98,7 @@ impl Verify {
             ),
             code: failure::DAMAGED.into(),
         };
-        stderr::say(format_args!("{}", said.line(self.json)));
+        stderr::say(format_args!("{}", coded.line(self.json)));
         Ok(ExitCode::FAILURE)
     }
 }

@@ -1,7 +1,7 @@
 //! What `append` reads. Reading blocks, so a thread of its own does it: what was read is appended in time. It reads only
 //! so far ahead, and when it is told to stop, it takes nothing more from the file, but still splits what it has.
 
-use super::Said;
+use super::CodedFailure;
 use millstream::{
     import::{Error, Progress, Source, Split},
     store::LogSettings,
@@ -32,7 +32,7 @@ pub(super) struct Next {
     pub(super) json: bool,
     pub(super) at: Progress,
     /// Why its log does not take it, if so.
-    pub(super) refused: Option<Said>,
+    pub(super) refused: Option<CodedFailure>,
     /// Its part of [`MAX_AHEAD_BYTES`], until it is dropped.
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
@@ -123,10 +123,9 @@ impl Input {
                             .try_acquire_many_owned(bytes)
                             .or_else(|_| runtime.block_on(Arc::clone(&room).acquire_many_owned(bytes)));
                         // A server would count from the beginning of a batch.
-                        let refused = settings
-                            .check_value(&record, source.is_json())
-                            .err()
-                            .map(|error| Said::new((&error).into(), format!("{}: {error}", source.name())));
+                        let refused = settings.check_value(&record, source.is_json()).err().map(|error| {
+                            CodedFailure::new((&error).into(), format!("{}: {error}", source.name()))
+                        });
                         Ok(Next {
                             refused,
                             record: std::mem::take(&mut record),
