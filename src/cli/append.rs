@@ -139,7 +139,7 @@ struct Begun {
     records: Records,
     passed_over: u64,
     /// Completes when the server was away for too long, or has refused a batch for good.
-    lasting: Pin<Box<dyn Future<Output = client::Error>>>,
+    until_given_up: Pin<Box<dyn Future<Output = client::Error>>>,
 }
 
 impl Append {
@@ -328,7 +328,7 @@ impl Append {
                 return Err(Interrupted { signal, what: "interrupted before anything was appended" }.into());
             }
         };
-        let Begun { mut sink, records, passed_over, mut lasting } = begun;
+        let Begun { mut sink, records, passed_over, mut until_given_up } = begun;
         let (mut done, mut signalled) = (Done { passed_over, ..Done::default() }, None);
         let result = {
             let (stop, stopped) = oneshot::channel();
@@ -337,7 +337,7 @@ impl Append {
             loop {
                 tokio::select! {
                     result = &mut pushing => break result,
-                    error = &mut lasting => break Err(Failure::from(error)),
+                    error = &mut until_given_up => break Err(Failure::from(error)),
                     signal = signals.next() => match stop.take() {
                         Some(stop) => (signalled, _) = (Some(signal), stop.send(())),
                         None => break Err(Interrupted { signal, what: "interrupted by a second signal" }.into()),
@@ -358,7 +358,7 @@ impl Append {
         input: Input,
     ) -> Result<Begun, Failure> {
         let patience = Duration::from_secs(self.patience);
-        let mut lasting: Pin<Box<dyn Future<Output = _>>> = Box::pin(std::future::pending());
+        let mut until_given_up: Pin<Box<dyn Future<Output = _>>> = Box::pin(std::future::pending());
         let (sink, mark, settings, fits) = match destination {
             Destination::Server(client) => {
                 if self.create {
@@ -369,10 +369,11 @@ impl Append {
                     (self.batch_bytes, patience, true);
                 let id = self.import.clone().unwrap_or_else(unnamed);
                 let producer = client.producer_with(&self.log, &id, options)?;
-                lasting = Box::pin(self::lasting(producer.gives_up(), producer.trouble(), patience));
+                until_given_up =
+                    Box::pin(self::until_given_up(producer.gives_up(), producer.trouble(), patience));
                 let begun = tokio::select! {
                     begun = producer.begin_epoch() => begun?,
-                    error = &mut lasting => return Err(error.into()),
+                    error = &mut until_given_up => return Err(error.into()),
                 };
                 // So that errors can name records as they are in the input; the server checks them as well.
                 let described = client.describe(&self.log).await;
@@ -398,7 +399,7 @@ impl Append {
         let (input, passed_over) = self.resume(input, mark.as_deref()).await?;
         let record_bytes = settings.record_bytes.map_or(fits, |most| most.min(fits));
         let records = input.read(record_bytes, settings);
-        Ok(Begun { sink, records, passed_over, lasting })
+        Ok(Begun { sink, records, passed_over, until_given_up })
     }
 
     /// Appends all records, or those that were read until `stopped`, and waits until they are stored.
@@ -497,7 +498,7 @@ fn say_trouble(error: &(dyn std::error::Error + 'static), patience: Duration) {
 }
 
 /// Says what keeps the producer from storing. Completes with that when the producer gives up.
-async fn lasting(
+async fn until_given_up(
     gives_up: impl Future<Output = client::Error>,
     mut trouble: watch::Receiver<Option<client::Error>>,
     patience: Duration,
