@@ -159,7 +159,7 @@ pub(super) struct Refusal {
     /// Whether it is known that the attempt has stored nothing.
     pub(super) stored_nothing: bool,
     /// Whether less at once may be accepted.
-    pub(super) is_too_large: Option<TooLarge>,
+    pub(super) too_large: Option<TooLarge>,
 }
 
 /// Why something was too large, as far as the answer says it.
@@ -173,7 +173,7 @@ pub(super) struct TooLarge {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self { error, expected: None, stored_nothing: false, is_too_large: None }
+        Self { error, expected: None, stored_nothing: false, too_large: None }
     }
 }
 
@@ -195,11 +195,11 @@ impl Refusal {
         let expected = expected_epoch.zip(expected_seq);
         let known = Code::parse(&code);
         // A proxy refuses what is too large for it unread.
-        let is_too_large = (status == Code::BodyTooLarge.status()).then_some(TooLarge {
+        let too_large = (status == Code::BodyTooLarge.status()).then_some(TooLarge {
             record: record.and_then(NonZeroU64::new),
             for_log: known == Some(Code::RecordTooLarge),
         });
-        let stored_nothing = is_too_large.is_some() || known.is_some_and(|code| !code.may_be_stored());
+        let stored_nothing = too_large.is_some() || known.is_some_and(|code| !code.may_be_stored());
         let error = match (known, first_offset, next_offset) {
             (Some(Code::LogNotFound), ..) => Error::NoSuchLog { log: log.to_owned() },
             (Some(Code::LogDeleted), ..) => Error::Deleted { log: log.to_owned() },
@@ -214,7 +214,7 @@ impl Refusal {
             (Some(Code::UnexpectedOffset), _, Some(next_offset)) => Error::Unexpected { next_offset },
             _ => Error::Refused { status, code, detail, retry_after },
         };
-        Self { error, expected, stored_nothing, is_too_large }
+        Self { error, expected, stored_nothing, too_large }
     }
 }
 

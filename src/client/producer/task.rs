@@ -146,7 +146,7 @@ async fn send(
         if refusal.stored_nothing {
             may_be_stored.store(may_have_been, Ordering::Relaxed);
         }
-        if refusal.is_too_large.is_some() {
+        if refusal.too_large.is_some() {
             return Err(refusal);
         }
         match refusal.expected {
@@ -322,8 +322,8 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
             state.stop_sending();
             state.epoch = None;
         }
-        Err(Refusal { error, is_too_large, .. }) => {
-            if !is_too_large.is_some_and(|why| divide_front(&mut shared.state(), why)) {
+        Err(Refusal { error, too_large, .. }) => {
+            if !too_large.is_some_and(|why| divide_front(&mut shared.state(), why)) {
                 stop(shared, error);
             }
         }
