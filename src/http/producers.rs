@@ -48,7 +48,7 @@ impl<'a> ProducerHeaders<'a> {
     }
 }
 
-fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
+fn producer_answer(log: &OpenLog, id: String, state: ProducerState) -> Answer {
     json(&ProducerInfo {
         id,
         epoch: state.epoch,
@@ -59,7 +59,7 @@ fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
     })
 }
 
-fn begun(context: &Context, log: &OpenLog, id: String, begun: log::BegunEpoch) -> Answer {
+fn epoch_answer(context: &Context, log: &OpenLog, id: String, begun: log::BegunEpoch) -> Answer {
     let batch = |batch: log::StoredBatch| {
         let log::StoredBatch { sequence: seq, first_offset, count, .. } = batch;
         EarlierBatch { seq, first_offset, count }
@@ -103,7 +103,7 @@ pub(super) async fn begin_epoch(
 }
 
 /// What the log knows about a producer, including what readers may not see yet.
-pub(super) async fn known(
+pub(super) async fn known_state(
     context: &Context,
     share: &ConnectionShare,
     log: &Arc<OpenLog>,
@@ -132,7 +132,7 @@ pub(super) async fn begin(
     let id = id_in(id)?;
     let log = context.log_to_append(asker.share, name, || Ok(())).await?;
     let epoch = begin_epoch(context, asker.share, &log, &id, after).await?;
-    Ok(begun(context, &log, id, epoch))
+    Ok(epoch_answer(context, &log, id, epoch))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.
@@ -144,7 +144,7 @@ pub(super) async fn describe(
 ) -> Result<Answer, Problem> {
     let id = id_in(id)?;
     let log = context.log(asker.share, name).await?;
-    let state = known(context, asker.share, &log, &id).await?;
+    let state = known_state(context, asker.share, &log, &id).await?;
     let state = state.ok_or_else(|| {
         let detail = "the log knows no producer of this id: it never appended, or was forgotten; begin an epoch by POST";
         Problem::new(Code::ProducerNotFound, detail)
@@ -152,5 +152,5 @@ pub(super) async fn describe(
     if let Some(last) = state.last_offset {
         context.acknowledged(&log, last, None).await?;
     }
-    Ok(described(&log, id, state))
+    Ok(producer_answer(&log, id, state))
 }

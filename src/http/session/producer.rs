@@ -143,7 +143,7 @@ impl Producer {
     ) -> Result<Self, Problem> {
         let WantedProducer { id, first } = wanted;
         // Before the epoch begins, which ends a session that this one cannot continue.
-        let known = producers::known(context, share, log, &id).await?;
+        let known = producers::known_state(context, share, log, &id).await?;
         let (mark, epoch) = known.map_or((None, 0), |known| (known.mark, known.epoch));
         skips(first, stored(mark.as_deref())?, epoch)?;
         let begun = producers::begin_epoch(context, share, log, &id, None).await?;
