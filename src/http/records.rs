@@ -139,36 +139,26 @@ fn format_of(headers: &HeaderMap) -> Result<Format, Problem> {
     })
 }
 
-/// `POST …/records`: appends a batch.
+/// `POST …/records`: appends a batch, or begins a session.
 pub(super) async fn append(
     context: &Arc<Context>,
     asker: Asker<'_>,
     name: &str,
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
-    let AppendQuery { ack, expect, log_id, session } = AppendQuery::parse(&request)?;
+    let query = AppendQuery::parse(&request)?;
     let format = format_of(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
-    if session {
-        if encoding != body::Encoding::Identity {
-            let detail = "the body of a session is not compressed";
-            return Err(Problem::new(Code::UnsupportedEncoding, detail));
-        }
-        session::check_format(format)?;
-        let producer = session::WantedProducer::parse(request.headers())?;
-        let expects_continue = request.headers().contains_key(EXPECT);
-        let body = request.into_body();
-        let check = || producer.as_ref().map_or(Ok(()), session::WantedProducer::check_first);
-        let log = log_of(context, asker.share, name, log_id, check).await?;
-        let wanted = session::SessionRequest { format, ack, producer };
-        return session::begin(context, asker.share, log, wanted, body, expects_continue).await;
+    if query.session {
+        return begin_session(context, asker, name, request, query, format, encoding).await;
     }
+    let AppendQuery { ack, expect, log_id, .. } = query;
     let named = named_batch(request.headers())?;
     let body = request.into_body(); // so that the header section is not held while waiting
     let settings = context.settings_of(asker.share, name).await?;
     let room = SegmentRoom::new(context.store.batch_bytes(&settings));
     let bytes = body::read(body, context, asker.share).await?;
-    let mut batch = take_apart(context, asker.share, format, encoding, bytes, &settings, room).await?;
+    let mut batch = decode_and_parse(context, asker.share, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
     let check = || {
         let batch = named.as_ref().map(NamedBatch::of_producer);
@@ -183,14 +173,10 @@ pub(super) async fn append(
         let checked = move || batch.check(&settings).map(|()| batch);
         batch = Box::pin(body::with_permit(context, asker.share, Work::of(cost), checked)).await??;
     }
-    if let Some(named) = &named {
-        if !log.producers_are_busy() && !log.knows_producers() {
-            context.on_log(asker.share, &log, |log| log.learn_producers()).await?; // from the disk
-        }
-        predecessors(&log, &named.of_producer()).await;
-        if log.producers_are_busy() {
-            cost = usize::MAX; // another batch is being copied, which this one waits for
-        }
+    if let Some(named) = &named
+        && wait_for_predecessors(context, asker.share, &log, &named.of_producer()).await?
+    {
+        cost = usize::MAX;
     }
     // The batch is dropped by then, so that its memory is not held while waiting.
     let to_append = ToAppend { batch, named, expect };
@@ -205,13 +191,47 @@ pub(super) async fn append(
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
 }
 
-/// Waits for a while until the batches before this one of its producer are appended: they may be on other connections.
-/// One that comes too early is then refused.
-async fn predecessors(log: &OpenLog, batch: &ProducerBatch<'_>) {
+/// Begins a session, whose body and answer go on.
+async fn begin_session(
+    context: &Arc<Context>,
+    asker: Asker<'_>,
+    name: &str,
+    request: Request<RequestBody>,
+    AppendQuery { ack, log_id, .. }: AppendQuery,
+    format: Format,
+    encoding: body::Encoding,
+) -> Result<Answer, Problem> {
+    if encoding != body::Encoding::Identity {
+        let detail = "the body of a session is not compressed";
+        return Err(Problem::new(Code::UnsupportedEncoding, detail));
+    }
+    session::check_format(format)?;
+    let producer = session::WantedProducer::parse(request.headers())?;
+    let expects_continue = request.headers().contains_key(EXPECT);
+    let body = request.into_body(); // so that the header section is not held while waiting
+    let check = || producer.as_ref().map_or(Ok(()), session::WantedProducer::check_first);
+    let log = log_of(context, asker.share, name, log_id, check).await?;
+    let wanted = session::SessionRequest { format, ack, producer };
+    session::begin(context, asker.share, log, wanted, body, expects_continue).await
+}
+
+/// Loads what the log knows about producers, and waits for a while until the earlier batches of this one's producer are
+/// appended: they may be on other connections. A batch that is still too early then is refused when it is appended.
+/// Returns whether another batch is being copied, which this one has to wait for.
+async fn wait_for_predecessors(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &Arc<OpenLog>,
+    batch: &ProducerBatch<'_>,
+) -> Result<bool, Problem> {
+    if !log.producers_are_busy() && !log.knows_producers() {
+        context.on_log(share, log, |log| log.learn_producers()).await?; // from the disk
+    }
     let until = Instant::now() + MAX_PREDECESSOR_WAIT;
     while log.is_early(batch) && Instant::now() < until {
         tokio::time::sleep(COPY_POLL).await;
     }
+    Ok(log.producers_are_busy())
 }
 
 /// The log to append to. One that must have an id is not created.
@@ -247,7 +267,7 @@ fn append_once(
 
 /// Decodes a body, and parses it for a log with these settings. The work of a compressed body is only known when it is
 /// decoded: each attempt is made as more work than the one before.
-async fn take_apart(
+async fn decode_and_parse(
     context: &Context,
     share: &ConnectionShare,
     format: Format,
@@ -289,7 +309,7 @@ async fn take_apart(
 }
 
 /// The entity tag of a record.
-fn tag(log: LogId, offset: u64) -> String {
+fn entity_tag(log: LogId, offset: u64) -> String {
     format!("\"{log}-{offset}\"")
 }
 
@@ -334,7 +354,7 @@ pub(super) async fn one(
     let log = context.log(asker.share, name).await?;
     let is_other = must_be.is_some_and(|records| !records.has(log.id()));
     let known = known.is_some_and(|records| records.has(log.id()));
-    let tag = tag(log.id(), offset);
+    let tag = entity_tag(log.id(), offset);
     let asker = Asker { only_head: asker.only_head || known || is_other, ..asker };
     let value = |record: &Record, grant: Grant| grant.hold_copy(record.value());
     let (head, value) = fetch::record(context, asker, &log, offset, |length| length, value).await?;
