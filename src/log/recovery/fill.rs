@@ -61,17 +61,17 @@ pub(in crate::log) fn fill(
     survey: &mut Survey,
     mended: &mut [Mended],
 ) -> Result<(Vec<Filling>, Vec<Range<u64>>), Error> {
-    end_before_gone(candidates, survey)?;
+    end_before_missing_files(candidates, survey)?;
     let (mut fillings, mut lost) = (Vec::new(), Vec::new());
     for gap in survey.gaps() {
-        fillings.extend(fill_beginning(candidates, survey, &gap, fillings.last())?);
+        fillings.extend(find_for_beginning(candidates, survey, &gap, fillings.last())?);
         let from = fillings.last().map_or(0, Filling::end).max(gap.start);
-        let rest = fill_end(candidates, survey, from..gap.end)?;
+        let rest = find_for_end(candidates, survey, from..gap.end)?;
         let end = rest.first().map_or(gap.end, |filling| filling.header.base);
         fillings.extend(rest);
         lost.extend(Some(from..end).filter(|lost| !lost.is_empty()));
     }
-    ensure_unbound(candidates, survey, &fillings, &lost)?;
+    ensure_none_continues_after(candidates, survey, &fillings, &lost)?;
     mend_after(candidates, survey, &fillings, mended)?;
     Ok((fillings, lost))
 }
@@ -79,7 +79,7 @@ pub(in crate::log) fn fill(
 /// Ends damaged segments where a segment whose file is gone began. The survey knows only where the next file begins, so
 /// it counts the records of a missing file as missing from the segment before it, if that had room for them. A backing
 /// shows where the missing segment began.
-fn end_before_gone(candidates: &Candidates<'_>, survey: &mut Survey) -> Result<(), Error> {
+fn end_before_missing_files(candidates: &Candidates<'_>, survey: &mut Survey) -> Result<(), Error> {
     for n in 1..survey.segments.len() {
         let SurveyedSegment { header, footer, state, .. } = &survey.segments[n - 1];
         let (State::Damaged(wreck), None) = (state, footer) else { continue };
@@ -87,7 +87,7 @@ fn end_before_gone(candidates: &Candidates<'_>, survey: &mut Survey) -> Result<(
             Some((records, crc)) if candidates.any_follows(header.base + u64::from(records), crc) => records,
             _ => {
                 let from = header.base + u64::from(wreck.in_file()).max(1);
-                let gone = fill_end(candidates, survey, from..survey.segments[n].header.base)?;
+                let gone = find_for_end(candidates, survey, from..survey.segments[n].header.base)?;
                 let Some(first) = gone.first() else { continue };
                 u32::try_from(first.header.base - header.base).unwrap_or(u32::MAX)
             }
@@ -102,7 +102,7 @@ fn end_before_gone(candidates: &Candidates<'_>, survey: &mut Survey) -> Result<(
 /// Finds backings for the first records of a gap: each must follow the frame before it. `before` is what fills the
 /// previous gap, if it reaches up to this one. The last backing found is used only if it reaches the end of the gap or
 /// was sealed: otherwise another process may have continued differently after a part of it.
-fn fill_beginning(
+fn find_for_beginning(
     candidates: &Candidates<'_>,
     survey: &Survey,
     gap: &Range<u64>,
@@ -112,7 +112,7 @@ fn fill_beginning(
     let mut from = gap.start;
     while from < gap.end {
         let before = fillings.last().or(before.filter(|before| before.end() == from));
-        let Some(next) = next_filling(candidates, survey, before, from..gap.end)? else { break };
+        let Some(next) = find_next(candidates, survey, before, from..gap.end)? else { break };
         from = next.end();
         fillings.push(next);
     }
@@ -123,7 +123,7 @@ fn fill_beginning(
 }
 
 /// What fills the first part of a gap, or all of it. `before` is what fills the part before that.
-fn next_filling(
+fn find_next(
     candidates: &Candidates<'_>,
     survey: &Survey,
     before: Option<&Filling>,
@@ -157,7 +157,7 @@ fn next_filling(
 
 /// Finds backings for the last records of a gap: each must be followed by the one after it, because the frames that
 /// they follow are lost.
-fn fill_end(
+fn find_for_end(
     candidates: &Candidates<'_>,
     survey: &Survey,
     mut gap: Range<u64>,
@@ -190,7 +190,7 @@ fn fill_end(
 
 /// Returns an error if a backing continues after `lost` records that end the log. Only the last of these records could
 /// show that the backing continues the log, and a mark takes its place.
-fn ensure_unbound(
+fn ensure_none_continues_after(
     candidates: &Candidates<'_>,
     survey: &Survey,
     fillings: &[Filling],

@@ -3,13 +3,14 @@
 //! opening finds what it needs to restore the rest.
 //!
 //! # What always holds
-//! - A backing is trusted to have the same history only if every record that both have is the same, at the same place; and
-//!   if they have none in common, by what the backing follows, or by what follows it.
+//! - A backing is trusted to have the same history only if it has a record in common with the file, and each record
+//!   that both have is the same, at the same place. If the file has no record, what the backing follows, or what
+//!   follows it, must show that.
 //! - Nothing is removed, and nothing is given up that a backing may continue after: that is an error, unless the caller
 //!   chooses to ignore the backings.
 
 use super::{
-    super::{Damage, Error},
+    super::Error,
     history::{Candidates, all_frames, frame_range, is_known_to_follow, is_of, predecessor_at, words_at},
     judge::{Copies, HeaderSource, Rest, State, Wreck, wreck},
     left::{LeftBacking, contradict},
@@ -108,7 +109,7 @@ pub(super) fn mend_segment(
                 }
             }
         };
-        let mended = together(disk, segment, backing, &frames, fits, next)
+        let mended = merge_with_backing(disk, segment, backing, &frames, fits, next)
             .map_err(Error::io("read", &segment.path))?;
         if let Some(mended) = mended {
             return Ok(mended);
@@ -129,7 +130,7 @@ fn may_continue_after_loss(backing: &LeftBacking, segment: &SurveyedSegment, wre
 
 /// What a damaged segment and its backing have together; `None` if the backing has another history, or nothing that the
 /// file lacks.
-fn together(
+fn merge_with_backing(
     disk: &dyn Disk,
     segment: &mut SurveyedSegment,
     backing: &LeftBacking,
@@ -143,7 +144,7 @@ fn together(
     let State::Damaged(damaged) = &segment.state else { return Ok(None) };
     let file = disk.open(&segment.path, false)?;
     let bytes = Region::read(&*file, file.len()?, true)?;
-    let both = Both::of(damaged, &bytes, frames, key, next);
+    let both = FileAndBacking::of(damaged, &bytes, frames, key, next);
     let length = file::length(backing.header.capacity);
     let is_whole = segment.source.is_own() || next.is_none_or(|next| both.in_backing.len() as u64 == next);
     let Some(merged) = both.merged((length - FRAMES) as usize, fits && is_whole)? else { return Ok(None) };
@@ -172,14 +173,14 @@ fn together(
 }
 
 /// The frames that a file has, and those of its backing: the word of each record.
-struct Both<'a> {
+struct FileAndBacking<'a> {
     bytes: &'a [u8],
     in_file: BTreeMap<u32, u32>,
     frames: &'a [u8],
     in_backing: BTreeMap<u32, u32>,
 }
 
-impl<'a> Both<'a> {
+impl<'a> FileAndBacking<'a> {
     fn of(damaged: &Wreck, bytes: &'a [u8], frames: &'a [u8], key: Key, next: Option<u64>) -> Self {
         let in_file = (0..).zip(damaged.survivors.iter());
         let mut in_file: BTreeMap<u32, u32> =
@@ -248,18 +249,5 @@ impl Whole {
             }
         }
         Ok(())
-    }
-}
-
-impl SurveyedSegment {
-    /// The CRC of the last frame, even if that frame is damaged, according to the footer.
-    pub(in crate::log) fn footer_crc(&self) -> Option<u32> {
-        let records = self.records();
-        self.footer.filter(|footer| footer.records == records).and_then(|footer| footer.last_crc)
-    }
-
-    /// Whether the damage is in this segment.
-    pub(in crate::log) fn has(&self, damage: &Damage) -> bool {
-        damage.path == self.path
     }
 }

@@ -71,6 +71,17 @@ impl SurveyedSegment {
     pub(in crate::log) fn end(&self) -> u64 {
         self.header.base + u64::from(self.records())
     }
+
+    /// The CRC of the last frame, even if that frame is damaged, according to the footer.
+    pub(in crate::log) fn footer_crc(&self) -> Option<u32> {
+        let records = self.records();
+        self.footer.filter(|footer| footer.records == records).and_then(|footer| footer.last_crc)
+    }
+
+    /// Whether the damage is in this segment.
+    pub(in crate::log) fn has(&self, damage: &Damage) -> bool {
+        damage.path == self.path
+    }
 }
 
 /// Looks at everything in `dir`, and changes nothing. Reads the frames only of segments that are not sealed.
