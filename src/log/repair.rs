@@ -73,57 +73,75 @@ pub(crate) fn repair_on(
     let _lock = recovery::lock(disk, dir)?;
     // What is concluded from the names of files must stay true.
     disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
-    let mut survey = recovery::deep_survey(disk, dir, progress)?;
+    let survey = recovery::deep_survey(disk, dir, progress)?;
     let Some(log) = survey.log() else {
         return Ok(Repaired { damage: survey.damage, kept: Vec::new() });
     };
-    let backings = match shm_dir {
-        Some(at) if !survey.damage.is_empty() => backings_at(disk, dir, at, &survey)?,
-        _ => None,
-    };
-    let candidates = match &backings {
-        Some(backings) => Some(Candidates::find(disk, dir, backings, &survey)?),
-        None => None,
-    };
-    let mut mended = match &candidates {
-        Some(candidates) => recovery::mend(candidates, &mut survey)?,
-        None => Vec::new(),
-    };
-    // What was mended may have closed a gap.
-    let missing = survey.gaps();
-    let (fillings, lost) = match &candidates {
-        Some(candidates) => recovery::fill(candidates, &mut survey, &mut mended)?,
-        None => (Vec::new(), missing.clone()),
-    };
-    // Before anything is changed.
-    ensure_repairable(dir, &survey, &lost)?;
-    let secret = Secret(survey.secret());
-    let Survey { segments, damage, .. } = survey;
-    let mut repaired = Repaired { damage, kept: Vec::new() };
-    for (n, segment) in segments.iter().enumerate() {
-        // What fills a gap takes its name: it has not even one whole record, or the filling has all of its records.
-        let base = segment.header.base;
-        let is_filled = fillings.iter().any(|filling| filling.header.base == base);
-        if is_filled || missing.iter().any(|gap| gap.start == base) {
-            repaired.kept.push(keep_aside(disk, dir, segment)?);
-            continue;
+    let plan = Plan::make(disk, dir, shm_dir, survey)?;
+    ensure_repairable(dir, &plan)?;
+    plan.carry_out(disk, dir, log)
+}
+
+/// What a repair is going to do. Nothing is changed before all of it is known.
+struct Plan {
+    survey: Survey,
+    /// For each segment, if there are backings, what was found for it there.
+    mended: Vec<Mended>,
+    /// The gaps that are left between segments after mending.
+    gaps: Vec<Range<u64>>,
+    /// What fills gaps, or parts of them.
+    fillings: Vec<Filling>,
+    /// The parts of gaps that nothing fills.
+    lost: Vec<Range<u64>>,
+}
+
+impl Plan {
+    /// Looks in the backings at `shm_dir`, if there is damage, for what the log lacks.
+    fn make(disk: &dyn Disk, dir: &Path, shm_dir: Option<&Path>, mut survey: Survey) -> Result<Self, Error> {
+        let backings = match shm_dir {
+            Some(at) if !survey.damage.is_empty() => backings_at(disk, dir, at, &survey)?,
+            _ => None,
+        };
+        let Some(backings) = backings else {
+            let gaps = survey.gaps();
+            return Ok(Self { survey, mended: Vec::new(), lost: gaps.clone(), gaps, fillings: Vec::new() });
+        };
+        let candidates = Candidates::find(disk, dir, &backings, &survey)?;
+        let mut mended = recovery::mend(&candidates, &mut survey)?;
+        let gaps = survey.gaps(); // what was mended may have closed some
+        let (fillings, lost) = recovery::fill(&candidates, &mut survey, &mut mended)?;
+        Ok(Self { survey, mended, gaps, fillings, lost })
+    }
+
+    fn carry_out(self, disk: &dyn Disk, dir: &Path, log: LogId) -> Result<Repaired, Error> {
+        let secret = Secret(self.survey.secret());
+        let Self { survey: Survey { segments, damage, .. }, mended, gaps, fillings, lost } = self;
+        let mut repaired = Repaired { damage, kept: Vec::new() };
+        for (n, segment) in segments.iter().enumerate() {
+            // What fills a gap takes its name: it has not even one whole record, or the filling has all of its records.
+            let base = segment.header.base;
+            let is_filled = fillings.iter().any(|filling| filling.header.base == base);
+            if is_filled || gaps.iter().any(|gap| gap.start == base) {
+                repaired.kept.push(keep_aside(disk, dir, segment)?);
+                continue;
+            }
+            let is_damaged = matches!(segment.state, State::Damaged(_));
+            if !is_damaged && !repaired.damage.iter().any(|damage| segment.has(damage)) {
+                continue;
+            }
+            let mended = mended.get(n).unwrap_or(&Mended::No);
+            repaired.kept.extend(repair_segment(disk, dir, segment, mended)?);
         }
-        let is_damaged = matches!(segment.state, State::Damaged(_));
-        if !is_damaged && !repaired.damage.iter().any(|damage| segment.has(damage)) {
-            continue;
+        for Filling { header, frames, scan, .. } in fillings {
+            let path = dir.join(file::name(header.base));
+            write_sealed(disk, dir, &header, &frames[..frame::in_bytes(scan.words)], &scan)
+                .map_err(Error::io("write from memory", &path))?;
         }
-        let mended = mended.get(n).unwrap_or(&Mended::No);
-        repaired.kept.extend(repair_segment(disk, dir, segment, mended)?);
+        for lost in lost {
+            mark_lost(disk, dir, &segments, (log, secret), lost)?;
+        }
+        Ok(repaired)
     }
-    for Filling { header, frames, scan, .. } in fillings {
-        let path = dir.join(file::name(header.base));
-        write_sealed(disk, dir, &header, &frames[..frame::in_bytes(scan.words)], &scan)
-            .map_err(Error::io("write from memory", &path))?;
-    }
-    for lost in lost {
-        mark_lost(disk, dir, &segments, (log, secret), lost)?;
-    }
-    Ok(repaired)
 }
 
 /// Fills a gap between these segments of a log with marks of lost records.
@@ -144,16 +162,17 @@ fn mark_lost(
     write_frames(disk, dir, &header, frames, None).map_err(Error::io("fill the gap with", &path))
 }
 
-/// An error if the damage is beyond repair. `lost` are the gaps that nothing fills.
-fn ensure_repairable(dir: &Path, survey: &Survey, lost: &[Range<u64>]) -> Result<(), Error> {
-    for range in lost {
+/// An error if the damage is beyond repair.
+fn ensure_repairable(dir: &Path, plan: &Plan) -> Result<(), Error> {
+    for range in &plan.lost {
         let count = range.end - range.start;
         if capacity_for(count.saturating_mul(frame::HEADER as u64), count).is_none() {
             let reason = "more records are missing there than one segment can hold".into();
             return Err(Error::Corrupt { path: dir.join(file::name(range.start)), reason });
         }
     }
-    match survey
+    match plan
+        .survey
         .segments
         .iter()
         .find(|segment| matches!(segment.source, HeaderSource::Reconstructed { has_key: false, .. }))
