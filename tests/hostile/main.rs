@@ -37,13 +37,9 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use support::{Answer, Client, Server};
+use support::{Answer, Client, Server, code};
 
 const MIB: usize = 1 << 20;
-
-fn code(body: &str) -> &str {
-    body.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("no code")
-}
 
 /// `MILLSTREAM_HOSTILE`, if it is given.
 fn factor() -> Option<f64> {

@@ -1,14 +1,10 @@
 //! The endpoint over a real socket: the book's API, and everything that a client may do wrong.
 
-use crate::support::{Client, Server, skipped::skipped};
+use crate::support::{Client, Server, code, skipped::skipped};
 use std::{
     io::Write,
     time::{Duration, Instant},
 };
-
-fn code(body: &str) -> &str {
-    body.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("no code")
-}
 
 #[test]
 fn a_client_of_the_book_gets_what_it_expects() {

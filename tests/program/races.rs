@@ -2,7 +2,7 @@
 //! stored afterwards is what the answers said. Each race is run for a moment only; `tests/linearizable` looks at
 //! histories as a whole.
 
-use crate::support::{Client, Reply, Server, processor::Processor};
+use crate::support::{Client, Reply, Server, processor::Processor, start};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -123,12 +123,6 @@ fn all_of(client: &mut Client, target: &str, accept: &str) -> io::Result<(Reply,
 fn reply(text: &[u8], end: usize) -> Reply {
     let head = String::from_utf8_lossy(&text[..end]).into_owned();
     Reply { status: head.split(' ').nth(1).unwrap().parse().unwrap(), head, body: text[end..].to_vec() }
-}
-
-fn start(flags: &[&str]) -> (tempfile::TempDir, Server) {
-    let data = tempfile::tempdir().unwrap();
-    let server = Server::start(data.path(), flags);
-    (data, server)
 }
 
 #[test]

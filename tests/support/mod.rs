@@ -40,6 +40,13 @@ impl Stops {
     }
 }
 
+/// A server with a directory of its own.
+pub fn start(flags: &[&str]) -> (tempfile::TempDir, Server) {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), flags);
+    (data, server)
+}
+
 pub struct Server {
     pub child: Child,
     pub address: String,
@@ -110,11 +117,30 @@ pub struct Answer {
     pub body: String,
 }
 
+impl AsRef<str> for Answer {
+    fn as_ref(&self) -> &str {
+        &self.body
+    }
+}
+
+/// The code of a problem, by the body of its answer.
+pub fn code(body: &(impl AsRef<str> + ?Sized)) -> &str {
+    let after = body.as_ref().split(r#""code":""#).nth(1);
+    after.and_then(|rest| rest.split('"').next()).unwrap_or("no code")
+}
+
 /// An answer whose body is not text.
 pub struct Reply {
     pub status: u16,
     pub head: String,
     pub body: Vec<u8>,
+}
+
+impl Reply {
+    pub fn into_text(self) -> Answer {
+        let Self { status, head, body } = self;
+        Answer { status, head, body: String::from_utf8_lossy(&body).into_owned() }
+    }
 }
 
 pub struct Client(pub BufReader<TcpStream>);
@@ -132,8 +158,7 @@ impl Client {
     }
 
     pub fn answer(&mut self) -> io::Result<Answer> {
-        let Reply { status, head, body } = self.reply()?;
-        Ok(Answer { status, head, body: String::from_utf8_lossy(&body).into_owned() })
+        Ok(self.reply()?.into_text())
     }
 
     pub fn reply(&mut self) -> io::Result<Reply> {
