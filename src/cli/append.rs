@@ -467,19 +467,17 @@ async fn patiently<T>(
     patience: Duration,
     attempt: impl AsyncFn() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let (mut trying, mut last) = (Patience::new(patience), None);
+    let (mut trying, mut last, mut outage) = (Patience::new(patience), None, stderr::Outage::default());
     loop {
         match trying.attempt(attempt()).await {
             Some(Err(error)) if is_temporary(&error) => {
                 if last.is_none() {
-                    say_trouble(&*error, patience);
+                    outage.say(Some(trouble_words(&*error, patience)));
                 }
                 last = Some(error);
             }
             Some(done) => {
-                if last.is_some() {
-                    stderr::say_answers_again();
-                }
+                outage.say(None);
                 return done;
             }
             None => {} // the patience is over
@@ -492,9 +490,9 @@ async fn patiently<T>(
     }
 }
 
-fn say_trouble(error: &(dyn std::error::Error + 'static), patience: Duration) {
+fn trouble_words(error: &(dyn std::error::Error + 'static), patience: Duration) -> String {
     let CodedFailure { words, .. } = CodedFailure::of(error);
-    stderr::say(format_args!("{words}; trying again for {} s in all", patience.as_secs()));
+    format!("{words}; trying again for {} s in all", patience.as_secs())
 }
 
 /// Says what keeps the producer from storing. Completes with that when the producer gives up.
@@ -503,15 +501,15 @@ async fn until_given_up(
     mut trouble: watch::Receiver<Option<client::Error>>,
     patience: Duration,
 ) -> client::Error {
-    let mut gives_up = pin!(gives_up);
+    let (mut gives_up, mut outage) = (pin!(gives_up), stderr::Outage::default());
     loop {
         tokio::select! {
             biased;
             error = &mut gives_up => return error,
-            Ok(()) = trouble.changed() => match trouble.borrow_and_update().as_ref() {
-                Some(error) => say_trouble(error, patience),
-                None => stderr::say_answers_again(),
-            },
+            Ok(()) = trouble.changed() => {
+                let trouble = trouble.borrow_and_update();
+                outage.say(trouble.as_ref().map(|error| trouble_words(error, patience)));
+            }
         }
     }
 }

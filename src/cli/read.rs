@@ -148,17 +148,16 @@ impl Tail {
 /// Prints new records until the server refuses, or the part has ended.
 async fn follow(mut tail: client::Tail, part: Part, form: Form) -> Result<(), Failure> {
     let mut gone = std::pin::pin!(stdout::reader_is_gone());
-    let mut trouble = tail.trouble();
+    let (mut trouble, mut outage) = (tail.trouble(), stderr::Outage::default());
     let (mut next, mut left) = (part.from, part.limit);
     while left > 0 && next < part.until {
         let first = tokio::select! {
             record = tail.next() => record?,
             () = &mut gone => return Ok(()),
             Ok(()) = trouble.changed() => {
-                match trouble.borrow_and_update().as_ref() {
-                    Some(error) => stderr::say(format_args!("{}; trying again", CodedFailure::of(error).words)),
-                    None => stderr::say_answers_again(),
-                }
+                let trouble = trouble.borrow_and_update();
+                let words = trouble.as_ref().map(|error| CodedFailure::of(error).words);
+                outage.say(words.map(|words| words + "; trying again"));
                 continue;
             }
         };

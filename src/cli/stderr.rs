@@ -30,9 +30,25 @@ enum Item {
     Flush(SyncSender<()>),
 }
 
-/// Says that what was said of a server that could not be reached is over.
-pub(super) fn say_answers_again() {
-    say(format_args!("the server answers again"));
+/// What is said of a server that cannot be reached: when that is noticed, and when it is over.
+#[derive(Default)]
+pub(super) struct Outage {
+    is_said: bool,
+}
+
+impl Outage {
+    /// Says what keeps the server from answering now, or that nothing does any more.
+    pub(super) fn say(&mut self, trouble: Option<String>) {
+        if let Some(line) = self.line(trouble) {
+            say(format_args!("{line}"));
+        }
+    }
+
+    /// `None` for the end of an outage of which nothing was said, because it was over too soon.
+    fn line(&mut self, trouble: Option<String>) -> Option<String> {
+        let was_said = std::mem::replace(&mut self.is_said, trouble.is_some());
+        trouble.or_else(|| was_said.then(|| "the server answers again".to_owned()))
+    }
 }
 
 /// Writes lines of a log to standard error, each in one call.
@@ -104,6 +120,16 @@ impl Write for Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// On a busy machine, the server was said to answer again although nobody had been told that it was away.
+    #[test]
+    fn the_end_of_an_outage_is_said_only_if_its_beginning_was() {
+        let mut outage = Outage::default();
+        assert_eq!(outage.line(None), None);
+        assert_eq!(outage.line(Some("away".to_owned())).as_deref(), Some("away"));
+        assert_eq!(outage.line(None).as_deref(), Some("the server answers again"));
+        assert_eq!(outage.line(None), None);
+    }
 
     #[test]
     fn records_that_do_not_fit_are_counted_and_write_errors_end_nothing() {
