@@ -93,7 +93,7 @@ enum Format {
     Lines,
     /// Each line, which must be JSON
     Ndjson,
-    /// The whole file
+    /// The whole file, unless it is empty
     Whole,
     /// Each frame, as `read --frames` prints them
     Frames,

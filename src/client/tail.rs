@@ -16,7 +16,8 @@ fn query(start: StartAt) -> String {
         StartAt::Latest | StartAt::Last(0) => "offset=latest".to_owned(),
         StartAt::Offset(offset) => format!("offset={offset}"),
         StartAt::Last(records) => format!("offset=-{records}"),
-        StartAt::Since(time) => format!("since={}", StartAt::millis(time)),
+        // With 12 digits or more: less may be taken for seconds, and is refused then.
+        StartAt::Since(time) => format!("since={:012}", StartAt::millis(time)),
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{Code, sync::yield_more};
 use bytes::Bytes;
-use flate2::bufread::GzDecoder;
+use flate2::bufread::{GzDecoder, ZlibDecoder};
 use hyper::body::Body;
 use std::io::{self, Read};
 use tokio::sync::oneshot;
@@ -155,7 +155,7 @@ impl Encoding {
         let mut decoder: Box<dyn Read + '_> = match self {
             Self::Identity => return Ok(Some(body)),
             Self::Gzip => Box::new(GzipMembers::new(steps)),
-            Self::Deflate => Box::new(flate2::bufread::ZlibDecoder::new(steps)),
+            Self::Deflate => Box::new(OneStream(ZlibDecoder::new(steps))),
             Self::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(steps).map_err(broken)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
@@ -215,6 +215,19 @@ impl Read for GzipMembers<'_> {
             })?;
             self.member = GzDecoder::new(rest);
         }
+    }
+}
+
+/// Decodes the zlib format, of which a body is one stream: what follows it would be stored by nobody.
+struct OneStream<'a>(ZlibDecoder<Steps<'a>>);
+
+impl Read for OneStream<'_> {
+    fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(space)?;
+        if read == 0 && !space.is_empty() && !self.0.get_ref().is_empty() {
+            return Err(io::Error::other("something follows the end of what is compressed"));
+        }
+        Ok(read)
     }
 }
 
@@ -293,5 +306,28 @@ mod tests {
         let most = GzipMembers::MAX_MEMBERS as usize;
         assert_eq!(decode(&empty.repeat(most)), Ok(Vec::new()));
         assert!(decode(&empty.repeat(most + 1)).unwrap_err().contains("65536 gzip members"));
+    }
+
+    /// What followed was left out, and the request answered as if all of it had been stored.
+    #[test]
+    fn something_after_the_end_of_a_zlib_stream_is_refused() {
+        let compressed = |bytes: &[u8]| {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+            io::Write::write_all(&mut encoder, bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        let decode = |bytes: &[u8]| {
+            let (bytes, effort) = (Bytes::copy_from_slice(bytes), Effort::new(Work::Heavy));
+            let mut decoded = Vec::new();
+            OneStream(ZlibDecoder::new(Steps::new(&bytes, &effort)))
+                .read_to_end(&mut decoded)
+                .map(|_| decoded)
+        };
+        let one = compressed(b"one\n");
+        assert_eq!(decode(&one).unwrap(), b"one\n");
+        for after in [compressed(b"two\n"), b"x".to_vec(), vec![0]] {
+            assert!(decode(&[&*one, &after].concat()).is_err());
+        }
+        assert!(decode(&one[..one.len() - 1]).is_err());
     }
 }

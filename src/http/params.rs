@@ -115,9 +115,23 @@ fn parse_duration(value: &str) -> Option<Duration> {
     humantime::parse_duration(value).ok().filter(|_| !has_capitals)
 }
 
-/// A point in time; see [`parse_time`].
+/// A point in time; see [`parse_time`]. A number that must be meant in seconds is refused: in milliseconds, it would be in
+/// 1970 to 1973.
 pub(super) fn time(name: &str, value: &str) -> Result<u64, Problem> {
+    if let Some(millis) = SECONDS.contains(&value.len()).then(|| whole_number(value)).flatten() {
+        let detail =
+            format!("in milliseconds since 1970, which have 12 digits or more: {millis} s are {millis}000");
+        return Err(invalid(name, &detail));
+    }
     parse_time(value).ok_or_else(|| invalid(name, TIMES))
+}
+
+/// How many digits a number has that is taken for seconds since 1970, from March 1973 to the year 5138.
+const SECONDS: RangeInclusive<usize> = 9..=11;
+
+fn whole_number(text: &str) -> Option<u64> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number)
 }
 
 /// What [`parse_time`] accepts, for messages.
@@ -128,7 +142,7 @@ pub const TIMES: &str = "a time by RFC 3339 such as 2026-01-02T03:04:05.678Z or 
 /// beginning in UTC), such a number, or how long ago it is. What is before 1970 is 1970.
 pub fn parse_time(value: &str) -> Option<u64> {
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        return value.parse().ok();
+        return whole_number(value);
     }
     if let Some(ago) = parse_duration(value) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -218,5 +232,11 @@ mod tests {
         ] {
             assert!(time("since", bad).is_err(), "{bad}");
         }
+        // A range from such a time on was the whole log.
+        for (seconds, millis) in [("1700000000", "1700000000000"), ("999999999", "999999999000")] {
+            let refused = time("since", seconds).unwrap_err().to_string();
+            assert!(refused.contains(millis), "{refused}");
+        }
+        assert_eq!(time("since", "000300000000").ok(), Some(300_000_000));
     }
 }
