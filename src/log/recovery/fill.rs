@@ -215,7 +215,7 @@ fn ensure_none_continues_after(
     bound.map_or(Ok(()), |backing| Err(candidates.continues(backing, &candidates.dir.join(file::name(end)))))
 }
 
-/// Mends segments whose header was reconstructed, and whose backing [`mend`](super::mend) could not recognise: the
+/// Mends segments whose header was reconstructed, and whose backing [`mend`](super::mend()) could not recognise: the
 /// records that fill the gap before such a segment show which frame its backing must follow.
 fn mend_after(
     candidates: &Candidates<'_>,
