@@ -24,12 +24,6 @@ pub(super) fn say(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}"); // if nobody reads it, there is nobody to tell
 }
 
-enum Item {
-    Line(Box<[u8]>),
-    /// Answered when all lines before it have been written.
-    Flush(SyncSender<()>),
-}
-
 /// What is said of a server that cannot be reached: when that is noticed, and when it is over.
 #[derive(Default)]
 pub(super) struct Outage {
@@ -49,6 +43,12 @@ impl Outage {
         let was_said = std::mem::replace(&mut self.is_said, trouble.is_some());
         trouble.or_else(|| was_said.then(|| "the server answers again".to_owned()))
     }
+}
+
+enum Item {
+    Line(Box<[u8]>),
+    /// Answered when all lines before it have been written.
+    Flush(SyncSender<()>),
 }
 
 /// Writes lines of a log to standard error, each in one call.

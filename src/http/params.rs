@@ -118,7 +118,9 @@ fn parse_duration(value: &str) -> Option<Duration> {
 /// A point in time; see [`parse_time`]. A number that must be meant in seconds is refused: in milliseconds, it would be in
 /// 1970 to 1973.
 pub(super) fn time(name: &str, value: &str) -> Result<u64, Problem> {
-    if let Some(millis) = SECONDS.contains(&value.len()).then(|| whole_number(value)).flatten() {
+    if SECONDS.contains(&value.len())
+        && let Some(millis) = parse_number(value, &(0..=u64::MAX))
+    {
         let detail =
             format!("in milliseconds since 1970, which have 12 digits or more: {millis} s are {millis}000");
         return Err(invalid(name, &detail));
@@ -129,11 +131,6 @@ pub(super) fn time(name: &str, value: &str) -> Result<u64, Problem> {
 /// How many digits a number has that is taken for seconds since 1970, from March 1973 to the year 5138.
 const SECONDS: RangeInclusive<usize> = 9..=11;
 
-fn whole_number(text: &str) -> Option<u64> {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| is_number)
-}
-
 /// What [`parse_time`] accepts, for messages.
 pub const TIMES: &str = "a time by RFC 3339 such as 2026-01-02T03:04:05.678Z or …+02:00, a date, milliseconds since 1970, or how \
      long ago, such as 15m";
@@ -142,7 +139,7 @@ pub const TIMES: &str = "a time by RFC 3339 such as 2026-01-02T03:04:05.678Z or 
 /// beginning in UTC), such a number, or how long ago it is. What is before 1970 is 1970.
 pub fn parse_time(value: &str) -> Option<u64> {
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        return whole_number(value);
+        return value.parse().ok();
     }
     if let Some(ago) = parse_duration(value) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -34,7 +34,7 @@ impl Filling {
     fn read(candidates: &Candidates<'_>, backing: &LeftBacking) -> Result<Option<Self>, Error> {
         let &LeftBacking { header, sealed, .. } = backing;
         let frames = candidates.frames(backing)?;
-        Ok(frames.map(|frames| {
+        Ok(frames.ok().map(|frames| {
             let scan = scan::scan(&frames, header.key());
             Self { header, frames, scan, sealed }
         }))
@@ -165,8 +165,8 @@ fn find_for_end(
     let after = survey.segments.partition_point(|segment| segment.header.base < gap.end);
     let after = &survey.segments[after..];
     let mut fillings = Vec::new();
-    // The frame that the backing found before this one follows.
-    let mut followed: Option<Predecessor> = None;
+    // The backing found before this one, which comes after it.
+    let mut next: Option<&LeftBacking> = None;
     // The last one first.
     for backing in candidates.left.iter().rev() {
         let Header { base, .. } = backing.header;
@@ -175,12 +175,12 @@ fn find_for_end(
         }
         let Some(filling) = Filling::read(candidates, backing)? else { continue };
         let has_history = filling.end() == gap.end
-            && match followed {
-                Some(frame) => frame != Predecessor::Unknown && frame == filling.predecessor_after(),
+            && match next {
+                Some(next) => is_known_to_follow(next, filling.predecessor_after()),
                 None => candidates.is_followed(base, &filling.scan, after)?,
             };
         if has_history {
-            (gap.end, followed) = (base, Some(backing.predecessor));
+            (gap.end, next) = (base, Some(backing));
             fillings.push(filling);
         }
     }

@@ -44,14 +44,16 @@ impl<'a> Candidates<'a> {
         Ok(Self { disk, dir, backings, left })
     }
 
-    /// The frames of a backing; `None` if it is gone, or cannot be read.
-    pub(super) fn frames(&self, backing: &LeftBacking) -> Result<Option<Aligned>, Error> {
+    /// The frames of a backing, or why it has none for good: it is gone, or cannot be read.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the next attempt may read it.
+    pub(super) fn frames(&self, backing: &LeftBacking) -> Result<io::Result<Aligned>, Error> {
         match self.backings.frames(&backing.name) {
-            Ok(frames) => Ok(Some(frames)),
             Err(error) if is_transient(&error) => {
                 Err(Error::io("read", &self.backings.path(&backing.name))(error))
             }
-            Err(_) => Ok(None),
+            frames => Ok(frames),
         }
     }
 
@@ -78,7 +80,7 @@ impl<'a> Candidates<'a> {
         let Some(crc) = scan.last_crc else { return Ok(false) };
         let end = base + u64::from(scan.records());
         for next in self.that_follow(end, crc) {
-            let Some(frames) = self.frames(next)? else { continue };
+            let Ok(frames) = self.frames(next)? else { continue };
             let file = after.iter().find(|segment| segment.source.is_own() && is_of(next, segment));
             if let Some(segment) = file
                 && begins_with(self.disk, segment, &frames).map_err(Error::io("read", &segment.path))?

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     chunk::Predecessor,
-    disk::{Aligned, BLOCK, Disk, is_transient},
+    disk::{Aligned, BLOCK, Disk},
     frame::{self, Key},
     segment::{FRAMES, file, region::Region, scan, search},
 };
@@ -84,17 +84,13 @@ pub(super) fn mend_segment(
     predecessor: Predecessor,
     after: &[SurveyedSegment],
 ) -> Result<Mended, Error> {
-    let Candidates { disk, backings, .. } = *candidates;
     let next = after.first().map(|next| next.header.base - segment.header.base);
     let is_last = next.is_none();
     let of_it: Vec<&LeftBacking> = candidates.left.iter().filter(|backing| is_of(backing, segment)).collect();
     for backing in of_it {
-        let frames = match backings.frames(&backing.name) {
+        let frames = match candidates.frames(backing)? {
             Ok(frames) => frames,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // it was removed meanwhile
-            Err(error) if is_transient(&error) => {
-                return Err(Error::io("read", &backings.path(&backing.name))(error));
-            }
             // No other backing continues after a segment that has a successor.
             Err(_) if !is_last => continue,
             Err(_) => return Err(candidates.continues(backing, &segment.path)),
@@ -109,7 +105,7 @@ pub(super) fn mend_segment(
                 }
             }
         };
-        let mended = merge_with_backing(disk, segment, backing, &frames, fits, next)
+        let mended = merge_with_backing(candidates.disk, segment, backing, &frames, fits, next)
             .map_err(Error::io("read", &segment.path))?;
         if let Some(mended) = mended {
             return Ok(mended);

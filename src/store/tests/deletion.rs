@@ -69,8 +69,8 @@ fn producers_are_never_saved_into_a_new_log_of_that_name() {
             store.delete("a").unwrap();
             store.create("a", &LogSettings::default()).unwrap();
         });
-        let deadline = std::time::Instant::now() + Duration::from_millis(500);
-        while !replacing.is_finished() && std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while !replacing.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
         go.send(()).unwrap();
