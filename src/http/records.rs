@@ -205,13 +205,13 @@ async fn begin_session(
         let detail = "the body of a session is not compressed";
         return Err(Problem::new(Code::UnsupportedEncoding, detail));
     }
-    session::check_format(format)?;
+    let framing = session::Framing::of(format)?;
     let producer = session::WantedProducer::parse(request.headers())?;
     let expects_continue = request.headers().contains_key(EXPECT);
     let body = request.into_body(); // so that the header section is not held while waiting
     let check = || producer.as_ref().map_or(Ok(()), session::WantedProducer::check_first);
     let log = log_of(context, asker.share, name, log_id, check).await?;
-    let wanted = session::SessionRequest { format, ack, producer };
+    let wanted = session::SessionRequest { format, framing, ack, producer };
     session::begin(context, asker.share, log, wanted, body, expects_continue).await
 }
 

@@ -16,7 +16,9 @@
 //! - What a line says is stored is stored: on the disk, or in memory if the session asked for that.
 //! - The last line says why the session ended. An answer without it was broken off.
 
+mod framing;
 mod producer;
+mod progress;
 mod source;
 
 use super::{
@@ -38,6 +40,7 @@ use crate::{
     store::OpenLog,
 };
 use bytes::Bytes;
+pub(super) use framing::Framing;
 use http_body_util::BodyExt;
 use hyper::{
     Response,
@@ -46,13 +49,10 @@ use hyper::{
 };
 use producer::Producer;
 pub(super) use producer::{MARK, WantedProducer};
+use progress::{Progress, Stored};
 use source::Source;
-pub(super) use source::check_format;
-use std::{collections::VecDeque, future, io, pin::Pin, sync::Arc, time::Duration};
+use std::{future, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::Instant;
-
-/// The most batches on their way to the disk.
-const MAX_UNACKNOWLEDGED: usize = 4096;
 
 /// How long a session that ends for a problem waits for its last commits, and for its client to see why.
 const MAX_ENDING_TIME: Duration = Duration::from_secs(2);
@@ -63,6 +63,7 @@ const MAX_FIRST_PART_WAIT: Duration = Duration::from_millis(20);
 /// What a request for a session asks for.
 pub(super) struct SessionRequest {
     pub(super) format: Format,
+    pub(super) framing: Framing,
     pub(super) ack: Option<Ack>,
     pub(super) producer: Option<WantedProducer>,
 }
@@ -76,8 +77,8 @@ pub(super) async fn begin(
     mut body: RequestBody,
     expects_continue: bool,
 ) -> Result<Answer, Problem> {
-    let SessionRequest { format, ack, producer } = wanted;
-    let source = Source::new(format, context, &log);
+    let SessionRequest { format, framing, ack, producer } = wanted;
+    let source = Source::new(format, framing, context, &log);
     log.writable().map_err(Problem::of_log(&log))?;
     let producer = match producer {
         Some(wanted) => Some(Producer::begin(wanted, context, share, &log).await?),
@@ -94,19 +95,12 @@ pub(super) async fn begin(
         share: Arc::clone(share),
         log_end: Box::pin(log.ended()),
         log_wait: context.waited.begin(&log, share),
-        ack: ack.unwrap_or_else(|| Ack::by(&log)),
-        first,
-        body,
-        body_has_ended: false,
-        source,
+        intake: Intake { first, body, has_ended: false, source },
         producer,
         blocked: None,
         room: None,
         taken: 0,
-        unacknowledged: VecDeque::new(),
-        commit: None,
-        stored: Stored::default(),
-        has_news: false,
+        progress: Progress::new(ack.unwrap_or_else(|| Ack::by(&log))),
         last_line_at: Instant::now(),
         stage: Stage::Opening,
         log,
@@ -138,26 +132,44 @@ struct Failure {
     gives_up_at: Instant,
 }
 
-/// Records that follow each other in the log, and are on their way to the disk.
-struct Unacknowledged {
-    first: u64,
-    /// The offset after the last one.
-    end: u64,
-    /// How many records of the body have been taken with them.
-    taken: u64,
-}
-
-/// How many records of the body are stored, and the offset of the last of them.
-#[derive(Debug, Clone, Copy, Default)]
-struct Stored {
-    records: u64,
-    last_offset: Option<u64>,
-}
-
 /// A part of the body; `None` is its end.
 type Part = Option<hyper::Result<Frame<Bytes>>>;
 
-type Commit = Pin<Box<dyn Future<Output = Result<(), Problem>> + Send>>;
+/// What comes from the client.
+struct Intake {
+    /// The first part of the body, if that came before the answer began.
+    first: Option<Part>,
+    body: RequestBody,
+    has_ended: bool,
+    source: Source,
+}
+
+impl Intake {
+    /// Takes the next part of the body, or its end.
+    async fn take(&mut self, frame: Part, share: &ConnectionShare) -> Result<(), Problem> {
+        match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => self.source.push(data, share).await,
+                Err(_trailers) => Ok(()),
+            },
+            Some(Err(error)) => {
+                self.has_ended = true;
+                Err(Problem::new(Code::BodyIncomplete, format!("the body ended early: {error}")))
+            }
+            None => {
+                self.has_ended = true;
+                self.source.end()
+            }
+        }
+    }
+
+    /// Reads what still comes of the body.
+    async fn drain(&mut self) {
+        if !self.has_ended {
+            while let Some(Ok(_)) = self.body.frame().await {}
+        }
+    }
+}
 
 struct Session {
     context: Arc<Context>,
@@ -166,25 +178,14 @@ struct Session {
     /// Completes when the log ends.
     log_end: Pin<Box<Visible>>,
     log_wait: LogWait,
-    ack: Ack,
-    /// The first part of the body, if that came before the answer began.
-    first: Option<Part>,
-    body: RequestBody,
-    body_has_ended: bool,
-    source: Source,
+    intake: Intake,
     producer: Option<Producer>,
     /// A batch for which there was no room, and what tells when there is.
     blocked: Option<Arc<DecodedBatch>>,
     room: Option<Pin<Box<Room>>>,
     /// How many records of the body have been appended, or were stored before.
     taken: u64,
-    /// The batches that are not stored yet, in order.
-    unacknowledged: VecDeque<Unacknowledged>,
-    /// Completes when the first of them is stored.
-    commit: Option<Commit>,
-    stored: Stored,
-    /// Whether the client is still to be told what is stored.
-    has_news: bool,
+    progress: Progress,
     /// When it was last sent a line.
     last_line_at: Instant,
     stage: Stage,
@@ -210,7 +211,7 @@ impl Session {
                     Stage::Opening | Stage::Open => Stage::Ending(Some(why)),
                     // What was appended cannot be waited for any more. The first problem is the one to be told.
                     Stage::Ending(first) => {
-                        self.unacknowledged.clear();
+                        self.progress.give_up();
                         Stage::Ending(first.or(Some(why)))
                     }
                     Stage::Ended => Stage::Ended,
@@ -222,12 +223,8 @@ impl Session {
     /// Reads what still comes of the body, for a while: a client that is sending may not see the last line if the
     /// connection breaks.
     async fn read_rest(&mut self) {
-        if self.body_has_ended {
-            return;
-        }
-        let rest = async { while let Some(Ok(_)) = self.body.frame().await {} };
         tokio::select! {
-            () = rest => {}
+            () = self.intake.drain() => {}
             () = self.context.stopping() => {}
             () = tokio::time::sleep(MAX_ENDING_TIME) => {}
         }
@@ -235,7 +232,7 @@ impl Session {
 
     /// The next line to send, if there is one.
     fn line(&mut self) -> Option<SessionLine> {
-        let Stored { records, last_offset } = self.stored;
+        let Stored { records, last_offset } = self.progress.stored();
         let progress = SessionLine { records, last_offset, ..SessionLine::default() };
         match &mut self.stage {
             Stage::Opening => {
@@ -244,7 +241,7 @@ impl Session {
                 let stored = self.producer.as_ref().map(|producer| producer.stored);
                 Some(SessionLine { epoch, stored, ..progress })
             }
-            Stage::Ending(why) if self.unacknowledged.is_empty() => {
+            Stage::Ending(why) if self.progress.is_all_stored() => {
                 let why = why.take().map(|why| why.problem.of(&self.log));
                 self.stage = Stage::Ended;
                 Some(match why {
@@ -252,25 +249,25 @@ impl Session {
                     Some(problem) => problem.into_end(records, last_offset),
                 })
             }
-            Stage::Open | Stage::Ending(_) if std::mem::take(&mut self.has_news) => Some(progress),
+            Stage::Open | Stage::Ending(_) if self.progress.take_news() => Some(progress),
             _ => None,
         }
     }
 
     /// Appends what has arrived, or waits for something to do.
     async fn advance(&mut self) -> Result<(), Problem> {
-        if let Some(first) = self.first.take() {
-            return self.take(first).await;
+        if let Some(first) = self.intake.first.take() {
+            return self.intake.take(first, &self.share).await;
         }
         let is_open = matches!(self.stage, Stage::Open);
         if is_open && self.has_records() {
-            if self.unacknowledged.len() >= MAX_UNACKNOWLEDGED || !self.append().await? {
+            if self.progress.is_full() || !self.append().await? {
                 return self.wait().await;
             }
             tokio::task::yield_now().await; // others have their turn
             return Ok(());
         }
-        if is_open && self.body_has_ended {
+        if is_open && self.intake.has_ended {
             self.stage = Stage::Ending(None);
             return Ok(());
         }
@@ -279,7 +276,7 @@ impl Session {
 
     /// Whether there are records that can be appended.
     fn has_records(&self) -> bool {
-        self.blocked.is_some() || self.source.has_whole_records()
+        self.blocked.is_some() || self.intake.source.has_whole_records()
     }
 
     /// Appends the next batch; returns whether there was room for it.
@@ -287,7 +284,7 @@ impl Session {
         let batch = if let Some(batch) = self.blocked.take() {
             batch
         } else {
-            let batch = self.source.batch(&self.context, &self.share, self.taken).await?;
+            let batch = self.intake.source.batch(&self.context, &self.share, self.taken).await?;
             let batch = batch.map(|batch| self.without_skipped(batch)).transpose()?.flatten();
             let Some(batch) = batch else {
                 return Ok(true); // blank lines, or what is stored already
@@ -323,7 +320,7 @@ impl Session {
         };
         let skipped = producer.skip(&batch).map_err(Problem::of_log(&self.log))?;
         self.taken += skipped;
-        (self.stored.records, self.has_news) = (self.taken, true); // they were durable when the epoch began
+        self.progress.were_stored(self.taken); // they were durable when the epoch began
         Ok((skipped < batch.records()).then(|| batch.without_first(skipped)))
     }
 
@@ -352,7 +349,7 @@ impl Session {
     /// A batch was appended.
     fn note(&mut self, first: u64, batch: &DecodedBatch) {
         if self.room.take().is_some() {
-            self.source.resumed(); // and the next caller is woken
+            self.intake.source.resumed(); // and the next caller is woken
         }
         let records = batch.records();
         if let Some(producer) = &mut self.producer {
@@ -361,45 +358,32 @@ impl Session {
         }
         self.taken += records;
         self.context.metrics.appended(records, batch.bytes());
-        self.unacknowledged.push_back(Unacknowledged { first, end: first + records, taken: self.taken });
+        self.progress.appended(first..first + records, self.taken);
     }
 
     /// Waits for more of the body, for a commit, for room, or for what ends the session; or until the client is to see that
     /// it goes on.
     async fn wait(&mut self) -> Result<(), Problem> {
-        self.begin_commit();
+        self.progress.begin_commit(&self.context, &self.log);
         let is_open = matches!(self.stage, Stage::Open);
-        let reads = is_open && !self.has_records() && !self.body_has_ended;
+        let reads = is_open && !self.has_records() && !self.intake.has_ended;
         let look = self.next_due(reads);
         tokio::select! {
             biased;
-            done = or_never(self.commit.as_mut()) => {
-                self.commit = None;
-                done?;
-                self.acknowledge();
-            }
+            done = self.progress.committed(&self.log) => done?,
             () = or_never(self.room.as_mut()), if self.blocked.is_some() => {}
             () = self.context.stopping(), if is_open => {
                 return Err(Problem::new(Code::ShuttingDown, "the server is stopping; begin another session"));
             }
             () = self.log_wait.ended(), if is_open => return Err(Problem::too_many_waits()),
             // With something on its way to the disk, the commit says so.
-            ended = self.log_end.as_mut(), if is_open && self.unacknowledged.is_empty() => {
+            ended = self.log_end.as_mut(), if is_open && self.progress.is_all_stored() => {
                 return ended.map_err(Problem::of_log(&self.log));
             }
-            frame = self.body.frame(), if reads => return self.take(frame).await,
+            frame = self.intake.body.frame(), if reads => return self.intake.take(frame, &self.share).await,
             () = tokio::time::sleep_until(look) => return self.do_due(reads),
         }
         Ok(())
-    }
-
-    /// Begins to wait for the first batch that is not stored, unless that has begun.
-    fn begin_commit(&mut self) {
-        if let Some(batch) = self.unacknowledged.front().filter(|_| self.commit.is_none()) {
-            let (context, log, ack) = (Arc::clone(&self.context), Arc::clone(&self.log), self.ack);
-            let last = batch.end - 1;
-            self.commit = Some(Box::pin(async move { context.acknowledged(&log, last, Some(ack)).await }));
-        }
     }
 
     /// When the client is to see again that the session goes on.
@@ -415,60 +399,23 @@ impl Session {
 
     /// When [`do_due`](Self::do_due) is next to be called.
     fn next_due(&self, reads: bool) -> Instant {
-        let pace = self.source.pace_due().filter(|_| reads);
+        let pace = self.intake.source.pace_due().filter(|_| reads);
         pace.into_iter().chain(self.gives_up_at()).fold(self.heartbeat(), Instant::min)
     }
 
     /// Does what is due by now.
     fn do_due(&mut self, reads: bool) -> Result<(), Problem> {
         if reads {
-            self.source.check_pace(&self.share)?;
+            self.intake.source.check_pace(&self.share)?;
         }
         if self.gives_up_at().is_some_and(|at| at <= Instant::now()) {
-            self.unacknowledged.clear(); // it is not known whether these are stored
+            self.progress.give_up();
         }
         if self.heartbeat() <= Instant::now() {
             self.log.writable().map_err(Problem::of_log(&self.log))?;
-            self.has_news = true;
+            self.progress.repeat();
         }
         Ok(())
-    }
-
-    /// Takes the next part of the body, or its end.
-    async fn take(&mut self, frame: Part) -> Result<(), Problem> {
-        match frame {
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => self.source.push(data, &self.share).await,
-                Err(_trailers) => Ok(()),
-            },
-            Some(Err(error)) => {
-                self.body_has_ended = true;
-                Err(Problem::new(Code::BodyIncomplete, format!("the body ended early: {error}")))
-            }
-            None => {
-                self.body_has_ended = true;
-                self.source.end()
-            }
-        }
-    }
-
-    /// Removes the batches that are stored from the queue: at most a run of them without gaps, so that the offset of
-    /// each record is known from that of the last.
-    fn acknowledge(&mut self) {
-        let is_stored = |batch: &Unacknowledged| match self.ack {
-            Ack::Durable => batch.end <= self.log.durable_offset(),
-            Ack::Memory => self.log.is_published(batch.end - 1),
-        };
-        let mut next = None;
-        while let Some(batch) = self.unacknowledged.front()
-            && is_stored(batch)
-            && next.is_none_or(|next| next == batch.first)
-        {
-            next = Some(batch.end);
-            self.stored = Stored { records: batch.taken, last_offset: Some(batch.end - 1) };
-            self.has_news = true;
-            self.unacknowledged.pop_front();
-        }
     }
 }
 

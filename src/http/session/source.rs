@@ -13,7 +13,8 @@ use super::super::{
     share::ConnectionShare,
     upload::ArrivalPace,
 };
-use crate::{BATCH_EXTRA_BYTES, Code, chunk::record_needs, store::OpenLog, wire::Prefix};
+use super::framing::Framing;
+use crate::{BATCH_EXTRA_BYTES, Code, chunk::record_needs, store::OpenLog};
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -26,6 +27,7 @@ const MAX_PART_RECORDS: usize = 2000;
 /// Takes the body of a session apart into batches.
 pub(super) struct Source {
     format: Format,
+    framing: Framing,
     log: Arc<OpenLog>,
     memory: Arc<Memory>,
     settings: Arc<Settings>,
@@ -69,22 +71,13 @@ impl Begun {
     }
 }
 
-/// Refuses formats whose records do not follow one another.
-pub(in crate::http) fn check_format(format: Format) -> Result<(), Problem> {
-    if matches!(format, Format::Text | Format::Ndjson | Format::Frames) {
-        return Ok(());
-    }
-    let types = [Format::Text, Format::Ndjson, Format::Frames].map(Format::content_type).join(", ");
-    let detail = format!("a session takes records that follow one another, as one of: {types}");
-    Err(Problem::new(Code::UnsupportedType, detail))
-}
-
 impl Source {
-    pub(super) fn new(format: Format, context: &Context, log: &Arc<OpenLog>) -> Self {
+    pub(super) fn new(format: Format, framing: Framing, context: &Context, log: &Arc<OpenLog>) -> Self {
         let segment = context.store.batch_bytes(log.settings()) as usize;
         let most = segment.min(context.settings.body_bytes);
         Self {
             format,
+            framing,
             log: Arc::clone(log),
             memory: Arc::clone(&context.memory),
             settings: Arc::clone(&context.settings),
@@ -112,7 +105,7 @@ impl Source {
     pub(super) async fn push(&mut self, data: Bytes, share: &ConnectionShare) -> Result<(), Problem> {
         self.left = data;
         if let Some(begun) = &self.begun {
-            let rest = completes(self.format, begun.bytes(), &self.left);
+            let rest = self.framing.completes(begun.bytes(), &self.left);
             let part = self.left.split_to(rest.unwrap_or(self.left.len()));
             self.extend(&part, share).await?;
             if rest.is_some() {
@@ -125,9 +118,7 @@ impl Source {
     /// The body has ended: a last line may have no end.
     pub(super) fn end(&mut self) -> Result<(), Problem> {
         let Some(begun) = self.begun.take() else { return Ok(()) };
-        if self.format == Format::Frames {
-            return Err(Problem::new(Code::InvalidFrame, "the body ends within a frame"));
-        }
+        self.framing.check_unended()?;
         self.joined = Some(begun.freeze());
         Ok(())
     }
@@ -146,7 +137,7 @@ impl Source {
             self.look_for_next(share).await?;
             bytes
         };
-        let ends = if self.format == Format::Ndjson { memchr::memchr_iter(b'\n', &bytes).count() } else { 0 };
+        let lines = self.framing.lines(&bytes);
         let part = Part {
             format: self.format,
             log: Arc::clone(&self.log),
@@ -155,7 +146,7 @@ impl Source {
             lines: self.lines,
         };
         self.is_first = false;
-        self.lines += ends as u64;
+        self.lines += lines;
         let batch = if bytes.len() < OFFLOAD_BYTES {
             part.parse(bytes)
         } else {
@@ -175,7 +166,7 @@ impl Source {
     /// Looks for whole records in what is left. If it is only the beginning of one, keeps that, so that it does not
     /// hold the memory in which it arrived.
     async fn look_for_next(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
-        self.next = whole(self.format, &self.left, self.most_of_part, MAX_PART_RECORDS);
+        self.next = self.framing.whole(&self.left, self.most_of_part, MAX_PART_RECORDS);
         if self.next > 0 || self.left.is_empty() {
             return Ok(());
         }
@@ -257,115 +248,5 @@ impl Part {
         }
         batch.check(self.log.settings())?;
         Ok(Some(batch))
-    }
-}
-
-/// How many bytes at the beginning are whole records: as many as are within `most` bytes, and this many `records`; one
-/// if that has more bytes; 0 if none is whole.
-fn whole(format: Format, bytes: &[u8], most: usize, records: usize) -> usize {
-    let within = &bytes[..bytes.len().min(most)];
-    if format != Format::Frames {
-        let end = memchr::memrchr(b'\n', within);
-        let end = end.or_else(|| memchr::memchr(b'\n', bytes)); // none is within
-        let Some(end) = end else { return 0 };
-        let nth =
-            (records <= end).then(|| memchr::memchr_iter(b'\n', &bytes[..end]).nth(records - 1)).flatten();
-        return nth.unwrap_or(end) + 1;
-    }
-    let mut end = 0;
-    for _ in 0..records {
-        match frame_bytes(&bytes[end..]).filter(|&length| length <= bytes.len() - end) {
-            Some(length) if end == 0 || end + length <= most => end += length,
-            _ => break,
-        }
-    }
-    end
-}
-
-/// How many bytes of `more` complete the record that begins with `begun`; `None` if it goes on after them.
-fn completes(format: Format, begun: &[u8], more: &[u8]) -> Option<usize> {
-    if format != Format::Frames {
-        return memchr::memchr(b'\n', more).map(|end| end + 1);
-    }
-    let mut prefix = [0; Prefix::BYTES];
-    let known = begun.iter().chain(more).take(prefix.len());
-    prefix.iter_mut().zip(known).for_each(|(to, from)| *to = *from);
-    if begun.len() + more.len() < prefix.len() {
-        return None;
-    }
-    frame_bytes(&prefix)?.checked_sub(begun.len()).filter(|&rest| rest <= more.len())
-}
-
-/// The bytes of the frame that begins here; `None` if its prefix is not whole.
-fn frame_bytes(bytes: &[u8]) -> Option<usize> {
-    let prefix = bytes.first_chunk().copied().map(Prefix::from_bytes)?;
-    Some(Prefix::BYTES + prefix.length as usize)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn encoded(format: Format, records: &[Vec<u8>]) -> Vec<u8> {
-        let mut body = Vec::new();
-        for record in records {
-            if format == Format::Frames {
-                body.extend_from_slice(&Prefix::new(record.len(), false).to_bytes());
-                body.extend_from_slice(record);
-            } else {
-                body.extend(record.iter().filter(|&&byte| byte != b'\n'));
-                body.push(b'\n');
-            }
-        }
-        body
-    }
-
-    proptest! {
-        /// Wherever a body is cut, each record is found once, and whole.
-        #[test]
-        fn records_are_found_wherever_a_body_is_cut(
-            records in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20),
-            cuts in prop::collection::vec(1..50usize, 1..20),
-            most in 1..100usize,
-            at_once in 1..5usize,
-            is_frames: bool,
-        ) {
-            let format = if is_frames { Format::Frames } else { Format::Text };
-            let body = encoded(format, &records);
-            let (mut left, mut begun, mut pieces, mut cuts) = (&body[..], Vec::new(), Vec::new(), cuts.iter().cycle());
-            while !left.is_empty() {
-                let (mut data, rest) = left.split_at(left.len().min(*cuts.next().unwrap()));
-                left = rest;
-                if !begun.is_empty() {
-                    let rest = completes(format, &begun, data);
-                    let (part, after) = data.split_at(rest.unwrap_or(data.len()));
-                    begun.extend_from_slice(part);
-                    data = after;
-                    if rest.is_some() {
-                        pieces.push(std::mem::take(&mut begun));
-                    }
-                }
-                loop {
-                    let length = whole(format, data, most, at_once);
-                    if length == 0 {
-                        break;
-                    }
-                    let (piece, after) = data.split_at(length);
-                    let first = if is_frames { frame_bytes(piece).unwrap() } else { whole(format, piece, 1, 1) };
-                    prop_assert!(length <= most.max(first), "{} of {}", length, most);
-                    pieces.push(piece.to_vec());
-                    data = after;
-                }
-                begun.extend_from_slice(data);
-            }
-            prop_assert!(begun.is_empty());
-            for piece in &pieces {
-                prop_assert_eq!(whole(format, piece, usize::MAX, usize::MAX), piece.len());
-                let first = whole(format, piece, usize::MAX, at_once);
-                prop_assert_eq!(first, piece.len(), "more than {} records", at_once);
-            }
-            prop_assert_eq!(pieces.concat(), body);
-        }
     }
 }
