@@ -1,38 +1,41 @@
 //! `millstream append`.
 
+mod begin;
 mod input;
+mod outage;
+mod report;
 mod sink;
 
 use super::{
-    Outcome, Usage, counted,
+    Outcome, Usage,
     failure::{CodedFailure, Failure},
     progress,
     settings::SettingsFlags,
     signals::{self, Interrupted, Signals},
-    size, stderr, stdout,
+    size,
     target::{Target, TargetFlags, block_on},
 };
+use begin::{Begun, Destination};
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use input::{Input, Next, Records};
 use millstream::{
-    Code, PRODUCER_ID_BYTES, RECORD_EXTRA_BYTES,
-    client::{self, Client, Patience, ProducerOptions},
+    Code, PRODUCER_ID_BYTES, client,
     import::{Progress, Split},
     is_producer_id,
-    store::{LogSettings, OpenLog},
 };
-use sink::{Appended, Sink, Writer};
+use report::Done;
+pub(super) use report::WITHOUT_LOG;
+use sink::Sink;
 use std::{
     fs::File,
     io::{self, Read},
     path::PathBuf,
-    pin::{Pin, pin},
+    pin::pin,
     process::ExitCode,
-    sync::Arc,
     time::Duration,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 /// Append lines, JSON lines, or a whole file to a log
 ///
@@ -109,39 +112,6 @@ fn import_name(text: &str) -> Result<String, String> {
     is_producer_id(text).then(|| text.to_owned()).ok_or_else(expected)
 }
 
-/// What was done.
-#[derive(Default)]
-struct Done {
-    appended: Appended,
-    passed_over: u64,
-    /// Whether a last line without its end was left for the next run.
-    is_unfinished: bool,
-    /// Whether a part of a record was read before a signal, and is not stored.
-    is_cut: bool,
-    /// The signal that has ended it; what was read until then is stored.
-    signalled: Option<u8>,
-    /// Why it was not all.
-    failure: Option<Failure>,
-    /// Whether more than that may have been stored.
-    is_uncertain: bool,
-}
-
-/// A log that records can be appended to, and what is known of it.
-enum Destination<'a> {
-    Server(&'a Client),
-    /// With the bytes of its segments.
-    Directory(Arc<OpenLog>, u64),
-}
-
-/// What an append begins with.
-struct Begun {
-    sink: Sink,
-    records: Records,
-    passed_over: u64,
-    /// Completes when the server was away for too long, or has refused a batch for good.
-    until_given_up: Pin<Box<dyn Future<Output = client::Error>>>,
-}
-
 impl Append {
     pub(super) fn run(&self) -> Outcome {
         if !self.create && self.settings.is_some() {
@@ -192,17 +162,6 @@ impl Append {
         Ok(done)
     }
 
-    /// Creates the log, or compares the settings that are given with those that it has.
-    async fn create(&self, target: &Target) -> Result<(), Failure> {
-        let settings = match target.describe(&self.log).await {
-            Ok(_) if !self.settings.is_some() => return Ok(()),
-            Ok(described) => described.settings,
-            Err(error) if is_temporary(&error) => return Err(error),
-            Err(_) => LogSettings::default(), // it does not exist, or this says what is wrong with it
-        };
-        target.create(&self.log, &self.settings.over(settings)).await.map(drop)
-    }
-
     fn open(&self) -> Result<File, Failure> {
         let path = self.file.display();
         Ok(File::open(&self.file).map_err(|error| format!("cannot open {path}: {error}"))?)
@@ -216,95 +175,6 @@ impl Append {
         } else {
             words.into()
         }
-    }
-
-    /// A failure in the words of this command, which has imports, and no producers.
-    fn in_own_words(&self, failure: Failure, done: &Done) -> Failure {
-        let coded = CodedFailure::of(&*failure);
-        match &self.import {
-            Some(name) if coded.is(Code::ProducerOutOfOrder) => {
-                let words = format!("another run of the import {name:?} has taken over");
-                CodedFailure { words, ..coded }.into()
-            }
-            // All before it are stored, and it is alone: what is too large together is divided.
-            _ if coded.is(Code::RecordTooLarge) && !failure.is::<CodedFailure>() => {
-                let number = done.passed_over + done.appended.records + 1;
-                let words = format!(
-                    "record {number} is larger than the log takes: a record must fit in a segment, with some 28 bytes beside \
-                     it, and have no more than `record_bytes`; split it"
-                );
-                CodedFailure { words, ..coded }.into()
-            }
-            _ => failure,
-        }
-    }
-
-    /// Says what was done. If that is not all, and nothing was stored, the failure says it.
-    fn report(&self, done: Done) -> Result<Done, Failure> {
-        let Done { appended, passed_over, is_unfinished, failure, is_uncertain, .. } = &done;
-        let (Appended { records: stored, first_offset, last_offset }, is_uncertain) =
-            (appended, *is_uncertain);
-        if *is_unfinished {
-            stderr::say(format_args!(
-                "the last line has no end: it is left for the next run (--last-line appends it as it is)"
-            ));
-        }
-        if done.is_cut {
-            stderr::say(format_args!("a part of a record was read before the signal: it is not appended"));
-        }
-        if self.json {
-            let mut report = serde_json::json!({
-                "log": self.log, "records": stored, "first_offset": first_offset, "last_offset": last_offset,
-            });
-            if self.import.is_some() {
-                report["passed_over"] = (*passed_over).into();
-            }
-            if *is_unfinished || done.is_cut {
-                report["unfinished"] = true.into();
-            }
-            if let Some(failure) = failure {
-                let CodedFailure { words, code } = CodedFailure::of(&**failure).or_without_log(WITHOUT_LOG);
-                (report["error"], report["code"]) = (words.into(), code.into());
-                report["uncertain"] = is_uncertain.into();
-            }
-            return stdout::line(format_args!("{report}")).map(|()| done);
-        }
-        if failure.is_some() && *stored == 0 && !is_uncertain {
-            return Ok(done);
-        }
-        let at = match (first_offset, last_offset) {
-            (Some(first), Some(last)) if first < last => format!(", offsets {first} to {last}"),
-            (Some(only), _) => format!(", offset {only}"),
-            _ => String::new(),
-        };
-        let passed = match passed_over {
-            0 => String::new(),
-            1 => "; 1 stored before was passed over".to_owned(),
-            over => format!("; {over} stored before were passed over"),
-        };
-        let all = match failure {
-            Some(_) if is_uncertain => {
-                "; then it failed, and it is not known whether later records were stored"
-            }
-            Some(_) => "; then it failed",
-            None => "",
-        };
-        let stored = counted(*stored, "record");
-        stdout::line(format_args!("{stored} appended to {}{at}{passed}{all}", self.log))?;
-        Ok(done)
-    }
-
-    /// Skips what a mark says was imported; returns the number of its records.
-    async fn resume(&self, input: Input, mark: Option<&str>) -> Result<(Input, u64), Failure> {
-        let (Some(name), Some(mark)) = (&self.import, mark) else { return Ok((input, 0)) };
-        let imported: Progress = mark.parse().map_err(|_| {
-            format!("{name:?} is the name of a producer of another kind, whose mark is {mark:?}; choose another name")
-        })?;
-        let path = self.file.display();
-        let skipped = input.resume(imported).await;
-        let input =
-            skipped.map_err(|error| format!("{path} is not what was imported as {name:?}: {error}"))?;
-        Ok((input, imported.records))
     }
 
     /// Appends. What was read is stored before the command ends, also on SIGINT and SIGTERM.
@@ -348,58 +218,6 @@ impl Append {
         (done.failure, done.signalled) = (result.err(), signalled);
         (done.is_uncertain, done.appended) = (sink.may_have_stored_more(), sink.appended());
         Ok(done)
-    }
-
-    /// Finds out what is known of the log and the import, and begins to read.
-    async fn begin(
-        &self,
-        target: &Target,
-        destination: Destination<'_>,
-        input: Input,
-    ) -> Result<Begun, Failure> {
-        let patience = Duration::from_secs(self.patience);
-        let mut until_given_up: Pin<Box<dyn Future<Output = _>>> = Box::pin(std::future::pending());
-        let (sink, mark, settings, fits) = match destination {
-            Destination::Server(client) => {
-                if self.create {
-                    patiently(patience, async || self.create(target).await).await?;
-                }
-                let mut options = ProducerOptions::default();
-                (options.batch_bytes, options.patience, options.same_log) =
-                    (self.batch_bytes, patience, true);
-                let id = self.import.clone().unwrap_or_else(unnamed);
-                let producer = client.producer_with(&self.log, &id, options)?;
-                until_given_up =
-                    Box::pin(self::until_given_up(producer.gives_up(), producer.trouble(), patience));
-                let begun = tokio::select! {
-                    begun = producer.begin_epoch() => begun?,
-                    error = &mut until_given_up => return Err(error.into()),
-                };
-                // So that errors can name records as they are in the input; the server checks them as well.
-                let described = client.describe(&self.log).await;
-                let settings =
-                    described.map_or_else(|_| LogSettings::default(), |described| described.settings);
-                let fits = begun.max_record_bytes();
-                (Sink::Server(producer), begun.mark, settings, fits)
-            }
-            Destination::Directory(log, segment_bytes) => {
-                let begun = self.import.as_ref().map(|name| log.begin_epoch(name)).transpose()?;
-                let (epoch, mark) = begun.map_or((0, None), |begun| (begun.epoch, begun.mark));
-                let producer = self.import.clone().map(|name| (name, epoch));
-                let settings = log.settings().clone();
-                let writer = Writer::new(log, segment_bytes, self.batch_bytes as u64, producer);
-                (
-                    Sink::Directory(writer),
-                    mark,
-                    settings,
-                    segment_bytes.saturating_sub(*RECORD_EXTRA_BYTES.start()),
-                )
-            }
-        };
-        let (input, passed_over) = self.resume(input, mark.as_deref()).await?;
-        let record_bytes = settings.record_bytes.map_or(fits, |most| most.min(fits));
-        let records = input.read(record_bytes, settings);
-        Ok(Begun { sink, records, passed_over, until_given_up })
     }
 
     /// Appends all records, or those that were read until `stopped`, and waits until they are stored.
@@ -452,70 +270,4 @@ impl Append {
         let has_lines = matches!(self.format, Format::Lines | Format::Ndjson);
         self.import.is_some() && !self.last_line && has_lines && at.is_open()
     }
-}
-
-/// What to do if there is no such log.
-pub(super) const WITHOUT_LOG: &str = "create it first, or append with --create";
-
-/// Whether the same may succeed a little later.
-fn is_temporary(failure: &Failure) -> bool {
-    failure.downcast_ref::<client::Error>().is_some_and(client::Error::is_temporary)
-}
-
-/// Tries until it succeeds, or `patience` is over.
-async fn patiently<T>(
-    patience: Duration,
-    attempt: impl AsyncFn() -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let (mut trying, mut last, mut outage) = (Patience::new(patience), None, stderr::Outage::default());
-    loop {
-        match trying.attempt(attempt()).await {
-            Some(Err(error)) if is_temporary(&error) => {
-                if last.is_none() {
-                    outage.say(Some(trouble_words(&*error, patience)));
-                }
-                last = Some(error);
-            }
-            Some(done) => {
-                outage.say(None);
-                return done;
-            }
-            None => {} // the patience is over
-        }
-        if !trying.pause().await
-            && let Some(error) = last
-        {
-            return Err(error);
-        }
-    }
-}
-
-fn trouble_words(error: &(dyn std::error::Error + 'static), patience: Duration) -> String {
-    let CodedFailure { words, .. } = CodedFailure::of(error);
-    format!("{words}; trying again for {} s in all", patience.as_secs())
-}
-
-/// Says what keeps the producer from storing. Completes with that when the producer gives up.
-async fn until_given_up(
-    gives_up: impl Future<Output = client::Error>,
-    mut trouble: watch::Receiver<Option<client::Error>>,
-    patience: Duration,
-) -> client::Error {
-    let (mut gives_up, mut outage) = (pin!(gives_up), stderr::Outage::default());
-    loop {
-        tokio::select! {
-            biased;
-            error = &mut gives_up => return error,
-            Ok(()) = trouble.changed() => {
-                let trouble = trouble.borrow_and_update();
-                outage.say(trouble.as_ref().map(|error| trouble_words(error, patience)));
-            }
-        }
-    }
-}
-
-/// A name that nothing else uses.
-fn unnamed() -> String {
-    let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-    format!("cli-{}-{}", std::process::id(), now.as_nanos())
 }
