@@ -83,6 +83,9 @@ fn end_before_missing_files(candidates: &Candidates<'_>, survey: &mut Survey) ->
     for n in 1..survey.segments.len() {
         let SurveyedSegment { header, footer, state, .. } = &survey.segments[n - 1];
         let (State::Damaged(wreck), None) = (state, footer) else { continue };
+        if !wreck.survivors.end_is_missing() {
+            continue; // it ends there, as far as is known: what is missing after that is a gap
+        }
         let records = match wreck.end_in_file() {
             Some((records, crc)) if candidates.any_follows(header.base + u64::from(records), crc) => records,
             _ => {

@@ -140,7 +140,7 @@ fn merge_with_backing(
     let State::Damaged(damaged) = &segment.state else { return Ok(None) };
     let file = disk.open(&segment.path, false)?;
     let bytes = Region::read(&*file, file.len()?, true)?;
-    let both = FileAndBacking::of(damaged, &bytes, frames, key, next);
+    let both = FileAndBacking::of(damaged, &bytes, frames, key, next, segment.footer_crc());
     let length = file::length(backing.header.capacity);
     let is_whole = segment.source.is_own() || next.is_none_or(|next| both.in_backing.len() as u64 == next);
     let Some(merged) = both.merged((length - FRAMES) as usize, fits && is_whole)? else { return Ok(None) };
@@ -177,7 +177,14 @@ struct FileAndBacking<'a> {
 }
 
 impl<'a> FileAndBacking<'a> {
-    fn of(damaged: &Wreck, bytes: &'a [u8], frames: &'a [u8], key: Key, next: Option<u64>) -> Self {
+    fn of(
+        damaged: &Wreck,
+        bytes: &'a [u8],
+        frames: &'a [u8],
+        key: Key,
+        next: Option<u64>,
+        footer_crc: Option<u32>,
+    ) -> Self {
         let in_file = (0..).zip(damaged.survivors.iter());
         let mut in_file: BTreeMap<u32, u32> =
             in_file.filter_map(|(record, word)| Some((record, word?))).collect();
@@ -191,9 +198,21 @@ impl<'a> FileAndBacking<'a> {
             in_backing.get(record).is_none_or(|other| other == word)
                 || around.is_none_or(|(_, end)| end <= word)
         });
-        // Leave out records that belong to the next segment. A backing may hold some, if a later process did not see it
-        // and began the next segment at an earlier offset.
-        in_backing.retain(|record, _| next.is_none_or(|next| u64::from(*record) < next));
+        // A later process did not see the backing, and may have continued differently, if the file has records after those
+        // of the backing, if the next segment begins at an earlier offset, or if the footer tells of another last record.
+        // Up to the last record that both have, they have one history; of what follows that is not known.
+        let last = in_backing.keys().next_back().copied();
+        let last_crc = || {
+            let word = *in_backing.get(&damaged.survivors.len().checked_sub(1)?)?;
+            Some(u32::from_le_bytes(*frames.get(frame::in_bytes(word)..)?.first_chunk()?))
+        };
+        let differs = in_file.keys().next_back().copied() > last
+            || next.is_some_and(|next| last.is_some_and(|last| u64::from(last) >= next))
+            || footer_crc.is_some_and(|crc| last_crc().is_some_and(|other| other != crc));
+        if differs {
+            let common = in_file.keys().rev().find(|record| in_backing.contains_key(record));
+            in_backing.retain(|record, _| common.is_some_and(|common| record <= common));
+        }
         Self { bytes, in_file, frames, in_backing }
     }
 

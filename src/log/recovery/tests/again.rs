@@ -27,7 +27,7 @@ pub(super) fn kept(at: &Path, memory: u64) -> Options {
 }
 
 /// Segments of which all backings are there, and everything is durable, when the process is killed.
-fn killed(at: &Path, segments: usize, value: usize) -> (Sim, u64, Vec<PathBuf>) {
+pub(super) fn killed(at: &Path, segments: usize, value: usize) -> (Sim, u64, Vec<PathBuf>) {
     let sim = Sim::new(1);
     let log = open(&sim, kept(at, 1 << 20)).unwrap();
     let mut next = 0;
