@@ -64,10 +64,14 @@ pub(in crate::log) fn fill(
     end_before_missing_files(candidates, survey)?;
     let (mut fillings, mut lost) = (Vec::new(), Vec::new());
     for gap in survey.gaps() {
-        fillings.extend(find_for_beginning(candidates, survey, &gap, fillings.last())?);
+        let (found, unused) = find_for_beginning(candidates, survey, &gap, fillings.last())?;
+        fillings.extend(found);
         let from = fillings.last().map_or(0, Filling::end).max(gap.start);
         let rest = find_for_end(candidates, survey, from..gap.end)?;
         let end = rest.first().map_or(gap.end, |filling| filling.header.base);
+        if let Some(unused) = unused.filter(|unused| unused.header.base < end) {
+            return Err(candidates.continues(unused, &candidates.dir.join(file::name(gap.start))));
+        }
         fillings.extend(rest);
         lost.extend(Some(from..end).filter(|lost| !lost.is_empty()));
     }
@@ -104,34 +108,36 @@ fn end_before_missing_files(candidates: &Candidates<'_>, survey: &mut Survey) ->
 
 /// Finds backings for the first records of a gap: each must follow the frame before it. `before` is what fills the
 /// previous gap, if it reaches up to this one. The last backing found is used only if it reaches the end of the gap or
-/// was sealed: otherwise another process may have continued differently after a part of it.
-fn find_for_beginning(
-    candidates: &Candidates<'_>,
+/// was sealed: otherwise another process may have continued differently after a part of it. Also returns the first one
+/// that is not used for that reason.
+fn find_for_beginning<'a>(
+    candidates: &'a Candidates<'_>,
     survey: &Survey,
     gap: &Range<u64>,
     before: Option<&Filling>,
-) -> Result<Vec<Filling>, Error> {
-    let mut fillings: Vec<Filling> = Vec::new();
+) -> Result<(Vec<Filling>, Option<&'a LeftBacking>), Error> {
+    let mut found: Vec<(&LeftBacking, Filling)> = Vec::new();
     let mut from = gap.start;
     while from < gap.end {
-        let before = fillings.last().or(before.filter(|before| before.end() == from));
+        let last = found.last().map(|(_, filling)| filling);
+        let before = last.or(before.filter(|before| before.end() == from));
         let Some(next) = find_next(candidates, survey, before, from..gap.end)? else { break };
-        from = next.end();
-        fillings.push(next);
+        from = next.1.end();
+        found.push(next);
     }
-    while fillings.last().is_some_and(|last| !last.sealed && last.end() < gap.end) {
-        fillings.pop();
-    }
-    Ok(fillings)
+    let is_used = |(_, last): &(_, Filling)| last.sealed || last.end() == gap.end;
+    let unused = found.split_off(found.iter().rposition(is_used).map_or(0, |last| last + 1));
+    let fillings = found.into_iter().map(|(_, filling)| filling).collect();
+    Ok((fillings, unused.first().map(|&(backing, _)| backing)))
 }
 
 /// What fills the first part of a gap, or all of it. `before` is what fills the part before that.
-fn find_next(
-    candidates: &Candidates<'_>,
+fn find_next<'a>(
+    candidates: &'a Candidates<'_>,
     survey: &Survey,
     before: Option<&Filling>,
     gap: Range<u64>,
-) -> Result<Option<Filling>, Error> {
+) -> Result<Option<(&'a LeftBacking, Filling)>, Error> {
     let disk = candidates.disk;
     let cut = survey.segments.iter().rfind(|segment| segment.end() == gap.start && before.is_none());
     for backing in &candidates.left {
@@ -152,7 +158,7 @@ fn find_next(
             (None, None) => is_known_to_follow(backing, predecessor_at(disk, &survey.segments, base)?),
         };
         if continues && gap.start < filling.end() && filling.end() <= gap.end {
-            return Ok(Some(filling));
+            return Ok(Some((backing, filling)));
         }
     }
     Ok(None)
