@@ -152,6 +152,36 @@ fn a_backing_of_another_history_is_neither_taken_up_nor_removed() {
     assert!(!verified(&disk, Some(at.path())).backings.is_empty(), "they are reported");
 }
 
+/// Who begins a segment while others still copy into the one before it cannot note its last record: the flusher does.
+#[test]
+fn each_backing_notes_what_precedes_it_however_appenders_meet() {
+    let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
+    let o =
+        Options { durability: Durability::Memory, ..options(1 << 20, 1 << 20, 64 << 20, Some(at.path())) };
+    let log = open(&sim, o).unwrap();
+    let value = vec![7; 300_000];
+    let mut noted = 0;
+    for _ in 0..10 {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10).for_each(|_| log.append(&value).map(drop).unwrap()));
+            }
+        });
+        log.flush().unwrap();
+        for path in files_in(at.path()) {
+            let Ok(bytes) = std::fs::read(&path) else { continue }; // its memory was taken for another chunk
+            let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+            let (base, capacity, predecessor) = (word(64), word(72), word(112));
+            if capacity > 0 && base < log.next_offset() {
+                assert_ne!(predecessor, 0, "{base}");
+                noted += 1;
+            }
+        }
+    }
+    assert!(noted > 100, "{noted}");
+    log.close().unwrap();
+}
+
 /// Leaves a backing of a segment at `base` as a killed process would, with `records` whole records and, if `torn`, a
 /// batch whose second half is missing.
 pub(super) fn leave(
