@@ -37,7 +37,7 @@ fn burst(log: &Log, value: &[u8], batch: usize, threads: u64, total: u64) -> Dur
 fn append(criterion: &mut Criterion) {
     for size in SIZES {
         let value = vec![7u8; size];
-        let most = (BURST / frame_bytes(size)) as u64;
+        let max = (BURST / frame_bytes(size)) as u64;
         let mut group = group(criterion, &format!("append/{size} B"));
         group.throughput(Throughput::Elements(1));
         group.bench_function("floor: copy + CRC-32C, 1 thread", |bencher| {
@@ -49,7 +49,7 @@ fn append(criterion: &mut Criterion) {
             let place = dir();
             let log = open(place.path());
             for _ in 0..3 {
-                burst(&log, &value, 16, 1, most);
+                burst(&log, &value, 16, 1, max);
                 log.flush().unwrap();
                 log.trim(u64::MAX).unwrap();
             }
@@ -57,7 +57,7 @@ fn append(criterion: &mut Criterion) {
                 bencher.iter_custom(|times| {
                     let (mut left, mut time) = (times, Duration::ZERO);
                     while left > 0 {
-                        let now = left.min(most);
+                        let now = left.min(max);
                         let least = threads * batch as u64;
                         // A burst smaller than one batch per thread is timed as one, and counted proportionally.
                         let measured = burst(&log, &value, batch, threads, now.max(least));

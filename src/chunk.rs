@@ -411,12 +411,12 @@ impl Chunk {
     }
 
     /// The end of what is published without a gap from `from` on, as a whole number of batches. Stops at the first end
-    /// of a batch that is at least `most` words away.
-    pub(crate) fn contiguous(&self, from: ChunkPosition, most: u32) -> ChunkPosition {
+    /// of a batch that is at least `max` words away.
+    pub(crate) fn contiguous(&self, from: ChunkPosition, max: u32) -> ChunkPosition {
         let mut records = from.records;
         let mut last = None;
         while let Some(position) = self.position(records) {
-            if position - from.words >= most && !last.is_some_and(|last| self.batch_continues(last)) {
+            if position - from.words >= max && !last.is_some_and(|last| self.batch_continues(last)) {
                 break;
             }
             last = Some(records);

@@ -268,13 +268,13 @@ impl<R: BufRead> Source<R> {
             return self.take_frame(record);
         }
         loop {
-            let most = self.record_bytes.saturating_add(1); // which is too large
+            let max = self.record_bytes.saturating_add(1); // which is too large
             if self.split == Split::Whole {
-                self.from.by_ref().take(most).read_to_end(record)?;
+                self.from.by_ref().take(max).read_to_end(record)?;
                 self.note_read(record);
             } else {
                 let is_first = self.progress.bytes == 0;
-                self.take_line(record, most.saturating_add(LINE_END_BYTES))?;
+                self.take_line(record, max.saturating_add(LINE_END_BYTES))?;
                 if is_first && record.starts_with(BYTE_ORDER_MARK) {
                     record.drain(..BYTE_ORDER_MARK.len()); // it is no part of the first line, as in a body
                 }
@@ -328,14 +328,14 @@ impl<R: BufRead> Source<R> {
 
     /// The error about the record after those that were read.
     fn too_large(&self) -> io::Error {
-        let (record, most) = (self.name_of(self.progress.records + 1), self.record_bytes);
-        let error = format!("{record} has more than {most} bytes, the most that can be appended there");
+        let (record, max) = (self.name_of(self.progress.records + 1), self.record_bytes);
+        let error = format!("{record} has more than {max} bytes, the most that can be appended there");
         io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
-    /// Reads up to and including the next line end, but no more than `most` bytes.
-    fn take_line(&mut self, line: &mut Vec<u8>, most: u64) -> io::Result<()> {
-        self.from.by_ref().take(most).read_until(b'\n', line)?;
+    /// Reads up to and including the next line end, but no more than `max` bytes.
+    fn take_line(&mut self, line: &mut Vec<u8>, max: u64) -> io::Result<()> {
+        self.from.by_ref().take(max).read_until(b'\n', line)?;
         self.note_read(line);
         self.lines += u64::from(!line.is_empty());
         if line.last() == Some(&b'\n') {

@@ -760,8 +760,8 @@ impl Log {
 /// How often callers that have other logs to serve check one log before they go on. Counted, not timed, so that the
 /// simulation can be replayed: there, each check runs the background work.
 #[cfg(feature = "store")]
-const LOOKS: u32 = 10;
-const LOOK_PAUSE: Duration = Duration::from_millis(10);
+const CHECKS: u32 = 10;
+const CHECK_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a record may be only in memory while nobody waits for it.
 const LINGER: Duration = Duration::from_millis(1);

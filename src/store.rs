@@ -157,7 +157,7 @@ impl Store {
                 entries.insert(name, Entry::new(true));
             }
         }
-        directories::look(&env, &dir, &mut entries);
+        directories::examine(&env, &dir, &mut entries);
         if let Some(at) = &options.log.shm_dir {
             warn_of_backings(disk, at, &dir);
         }

@@ -137,22 +137,22 @@ fn a_batch_that_does_not_fit_and_overflows_the_count_of_records_closes_the_chunk
     let share = PoolShare::new(&Pool::new(8 << 30), false);
     for expected in [false, true] {
         // As if it had so many records, each of the smallest size, of which only the last one's slot is stored.
-        let most = (capacity / (u64::from(MIN_WORDS) * WORD as u64 + 4)) as u32;
-        let tail = ChunkPosition { records: most - 1, words: (most - 1) * MIN_WORDS };
+        let max = (capacity / (u64::from(MIN_WORDS) * WORD as u64 + 4)) as u32;
+        let tail = ChunkPosition { records: max - 1, words: (max - 1) * MIN_WORDS };
         let chunk = Chunk::new(ChunkMemory::new(capacity).unwrap(), Some(Arc::clone(&share)));
         chunk.tail.store(tail.pack(), Ordering::Relaxed);
         let batch = Empty(1);
         let batch = Batch::new(&batch, capacity).unwrap();
-        assert_eq!(chunk.append(batch, None, IMPRINT), AppendOutcome::At(most - 1));
-        let batch = Empty(most);
+        assert_eq!(chunk.append(batch, None, IMPRINT), AppendOutcome::At(max - 1));
+        let batch = Empty(max);
         let batch = Batch::new(&batch, capacity).unwrap();
-        let number = expected.then_some(most);
+        let number = expected.then_some(max);
         assert_eq!(chunk.append(batch, number, IMPRINT), AppendOutcome::Full);
-        let end = ChunkPosition { records: most, words: most * MIN_WORDS };
-        assert_eq!((chunk.end(), chunk.reserved()), (Some(end), most));
+        let end = ChunkPosition { records: max, words: max * MIN_WORDS };
+        assert_eq!((chunk.end(), chunk.reserved()), (Some(end), max));
         assert_eq!(chunk.append(batch, number, IMPRINT), AppendOutcome::Full, "it stays closed");
         drop(chunk);
         let chunk = Chunk::new(share.take(capacity).unwrap(), None);
-        assert!(!chunk.is_published(most - 1), "a record of the last owner shows");
+        assert!(!chunk.is_published(max - 1), "a record of the last owner shows");
     }
 }

@@ -191,8 +191,8 @@ async fn print(
 ) -> Result<(), Failure> {
     let (mut next, mut left) = (part.from, part.limit);
     while left > 0 && next < part.until {
-        let most = left.min(part.until - next).min(10_000);
-        let mut range = target.read(log, next, most, skip_damaged).await?;
+        let max = left.min(part.until - next).min(10_000);
+        let mut range = target.read(log, next, max, skip_damaged).await?;
         if range.next_offset <= next {
             break;
         }

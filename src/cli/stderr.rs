@@ -69,19 +69,19 @@ impl Lines {
         Ok(this)
     }
 
-    /// Waits until all lines so far have been written, but no longer than `most`.
-    pub(super) fn flush(&self, most: Duration) {
+    /// Waits until all lines so far have been written, but no longer than `max`.
+    pub(super) fn flush(&self, max: Duration) {
         let begun = Instant::now();
         let (done, written) = sync_channel(1);
         let mut item = Item::Flush(done);
         while let Err(TrySendError::Full(full)) = self.queue.try_send(item) {
-            if begun.elapsed() >= most {
+            if begun.elapsed() >= max {
                 return;
             }
             item = full;
             std::thread::sleep(POLL);
         }
-        let _ = written.recv_timeout(most.saturating_sub(begun.elapsed()));
+        let _ = written.recv_timeout(max.saturating_sub(begun.elapsed()));
     }
 }
 

@@ -34,7 +34,7 @@ const MIN_ATTEMPT: Duration = Duration::from_millis(250);
 /// # }
 /// ```
 pub struct Patience {
-    most: Duration,
+    max: Duration,
     pauses: Pauses,
     /// When the last attempt began.
     attempt: Instant,
@@ -47,7 +47,7 @@ pub struct Patience {
 impl std::fmt::Debug for Patience {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Patience")
-            .field("most", &self.most)
+            .field("most", &self.max)
             .field("begun", &self.begun)
             .finish_non_exhaustive()
     }
@@ -55,8 +55,8 @@ impl std::fmt::Debug for Patience {
 
 impl Patience {
     /// Nothing has failed yet.
-    pub fn new(most: Duration) -> Self {
-        Self { most, pauses: Pauses::new(PAUSES), attempt: Instant::now(), begun: None, until: None }
+    pub fn new(max: Duration) -> Self {
+        Self { max, pauses: Pauses::new(PAUSES), attempt: Instant::now(), begun: None, until: None }
     }
 
     /// Makes an attempt. `None` if it was broken off, because the time was over; that does not happen to the first one.
@@ -75,7 +75,7 @@ impl Patience {
     pub async fn pause(&mut self) -> bool {
         let is_first = self.begun.is_none();
         let begun = *self.begun.get_or_insert(self.attempt);
-        let left = self.most.saturating_sub(begun.elapsed()).saturating_sub(MIN_ATTEMPT.min(self.most / 4));
+        let left = self.max.saturating_sub(begun.elapsed()).saturating_sub(MIN_ATTEMPT.min(self.max / 4));
         let pause = self.pauses.next();
         if left.is_zero() {
             if is_first {
@@ -83,7 +83,7 @@ impl Patience {
             }
             return is_first;
         }
-        self.until = begun.checked_add(self.most);
+        self.until = begun.checked_add(self.max);
         tokio::time::sleep(pause.min(left)).await;
         true
     }
@@ -98,9 +98,9 @@ mod tests {
     }
 
     /// Tries something that fails after a while each time: returns how often, and how long that has taken.
-    async fn tried(most: u64, each: Option<u64>) -> (u32, u64) {
+    async fn tried(max: u64, each: Option<u64>) -> (u32, u64) {
         let (mut patience, mut attempts, begun) =
-            (Patience::new(Duration::from_millis(most)), 0, Instant::now());
+            (Patience::new(Duration::from_millis(max)), 0, Instant::now());
         loop {
             attempts += 1;
             patience
@@ -122,11 +122,11 @@ mod tests {
     #[test]
     fn attempts_and_pauses_end_with_the_patience() {
         run(async {
-            for (most, each, attempts) in [(1500, Some(0), 6..30), (1000, Some(500), 2..4), (700, None, 2..3)]
+            for (max, each, attempts) in [(1500, Some(0), 6..30), (1000, Some(500), 2..4), (700, None, 2..3)]
             {
-                let (tried, took) = tried(most, each).await;
-                assert!(attempts.contains(&tried), "{most}, {each:?}: {tried} attempts");
-                assert!((most - 251..most + 400).contains(&took), "{most}, {each:?}: {took} ms");
+                let (tried, took) = tried(max, each).await;
+                assert!(attempts.contains(&tried), "{max}, {each:?}: {tried} attempts");
+                assert!((max - 251..max + 400).contains(&took), "{max}, {each:?}: {took} ms");
             }
         });
     }
@@ -135,11 +135,11 @@ mod tests {
     #[test]
     fn an_attempt_that_is_answered_soon_is_not_broken_off() {
         run(async {
-            for most in [1, 20, 100, 300] {
-                let mut patience = Patience::new(Duration::from_millis(most));
+            for max in [1, 20, 100, 300] {
+                let mut patience = Patience::new(Duration::from_millis(max));
                 loop {
                     let answer = tokio::time::sleep(Duration::from_millis(5));
-                    assert!(patience.attempt(answer).await.is_some(), "{most} ms");
+                    assert!(patience.attempt(answer).await.is_some(), "{max} ms");
                     if !patience.pause().await {
                         break;
                     }

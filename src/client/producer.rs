@@ -57,7 +57,7 @@ impl Epoch {
     /// The most bytes that a record may have, as far as is known: it must fit in a segment, and in a body.
     pub fn max_record_bytes(&self) -> u64 {
         let segment = self.segment_bytes.unwrap_or(MAX_SEGMENT_BYTES);
-        let body = self.max_body_bytes.map_or(u64::MAX, |most| most.saturating_sub(Prefix::BYTES as u64));
+        let body = self.max_body_bytes.map_or(u64::MAX, |max| max.saturating_sub(Prefix::BYTES as u64));
         segment.saturating_sub(*RECORD_EXTRA_BYTES.start()).min(body)
     }
 }

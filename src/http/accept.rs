@@ -29,9 +29,8 @@ pub(super) fn wanted(headers: &HeaderMap) -> Result<AnswerKind, Problem> {
         return Ok(AnswerKind::Records(Format::Ndjson)); // any type
     }
     ranges.sort_by_key(|&(_, weight)| std::cmp::Reverse(weight));
-    let most = ranges.first().map_or(0, |&(_, weight)| weight);
-    if most > 0 && ranges.iter().any(|&(range, weight)| weight == most && range.eq_ignore_ascii_case(EVENTS))
-    {
+    let max = ranges.first().map_or(0, |&(_, weight)| weight);
+    if max > 0 && ranges.iter().any(|&(range, weight)| weight == max && range.eq_ignore_ascii_case(EVENTS)) {
         return Ok(AnswerKind::Tail);
     }
     // Once for each name, and not for each range: a header section holds tens of thousands of ranges.

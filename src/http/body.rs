@@ -42,7 +42,7 @@ where
 }
 
 async fn read_up_to<B>(
-    most: usize,
+    max: usize,
     body: B,
     context: &Context,
     share: &ConnectionShare,
@@ -52,8 +52,8 @@ where
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     let (settings, memory) = (&context.settings, &context.memory);
-    let limit = most as u64;
-    let (least, most) = (body.size_hint().lower(), body.size_hint().upper().unwrap_or(limit));
+    let limit = max as u64;
+    let (least, max) = (body.size_hint().lower(), body.size_hint().upper().unwrap_or(limit));
     if least > limit {
         return Err(too_large(limit as usize, ""));
     }
@@ -63,7 +63,7 @@ where
     } else {
         memory.grant(Purpose::Request)
     };
-    let receiving = Upload::new(body, most.min(limit) as usize, context, share).receive(grant);
+    let receiving = Upload::new(body, max.min(limit) as usize, context, share).receive(grant);
     tokio::time::timeout(settings.body_time, receiving).await.unwrap_or_else(|_| {
         let detail = format!("the body did not arrive within {} seconds", settings.body_time.as_secs());
         Err(Problem::new(Code::BodyTooSlow, detail))
@@ -303,9 +303,9 @@ mod tests {
         assert_eq!(decode(&two), Ok(b"two".to_vec()));
         assert!(decode(&[&*one, b"x"].concat()).is_err());
         assert!(decode(&[&*one, &two[..5]].concat()).is_err());
-        let most = GzipMembers::MAX_MEMBERS as usize;
-        assert_eq!(decode(&empty.repeat(most)), Ok(Vec::new()));
-        assert!(decode(&empty.repeat(most + 1)).unwrap_err().contains("65536 gzip members"));
+        let max = GzipMembers::MAX_MEMBERS as usize;
+        assert_eq!(decode(&empty.repeat(max)), Ok(Vec::new()));
+        assert!(decode(&empty.repeat(max + 1)).unwrap_err().contains("65536 gzip members"));
     }
 
     /// What followed was left out, and the request answered as if all of it had been stored.

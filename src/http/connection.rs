@@ -89,7 +89,7 @@ const MAX_STOPPING_MILLIS: u64 = 1_000;
 /// All connections of the server. The clock and the counters protect no other memory: Relaxed throughout.
 pub(super) struct Connections {
     seats: Arc<Semaphore>,
-    most: usize,
+    max: usize,
     /// How many were closed to make room since the last report of it.
     evicted: AtomicU64,
     reports: Rarely,
@@ -108,11 +108,11 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn new(most: usize) -> Arc<Self> {
-        let most = most.clamp(1, Semaphore::MAX_PERMITS);
+    pub(super) fn new(max: usize) -> Arc<Self> {
+        let max = max.clamp(1, Semaphore::MAX_PERMITS);
         Arc::new(Self {
-            seats: Arc::new(Semaphore::new(most)),
-            most,
+            seats: Arc::new(Semaphore::new(max)),
+            max,
             evicted: AtomicU64::new(0),
             reports: Rarely::default(),
             open: Mutex::default(),
@@ -121,7 +121,7 @@ impl Connections {
             clock: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
-            most_streams: most.saturating_mul(STREAMS_PER_CONNECTION).max(MAX_STREAMS as usize),
+            most_streams: max.saturating_mul(STREAMS_PER_CONNECTION).max(MAX_STREAMS as usize),
             unsent: Unsent::default(),
         })
     }
@@ -174,8 +174,8 @@ impl Connections {
     /// Warns now and then that connections are closed to make room.
     fn report(&self) {
         if self.reports.claim() {
-            let (most, closed) = (self.most, self.evicted.swap(0, Ordering::Relaxed));
-            tracing::warn!(most, closed, "the limit of connections is reached: closing slow and idle ones");
+            let (max, closed) = (self.max, self.evicted.swap(0, Ordering::Relaxed));
+            tracing::warn!(max, closed, "the limit of connections is reached: closing slow and idle ones");
         }
     }
 

@@ -206,13 +206,13 @@ mod tests {
                 names.iter().map(|name| poll(&mut server.ask(name, &share)).unwrap()).collect();
             drop((busy, have));
             // Each of the waiting requests gets its permit, one after the other.
-            let mut most = 1000;
+            let mut max = 1000;
             while !waiting.is_empty() {
                 let mut permits = Vec::new();
                 waiting.retain_mut(|one| poll(one).map(|permit| permits.push(permit)).is_none());
                 assert!(permits.len() <= 1, "two at once");
-                most -= 1;
-                assert!(most > 0, "{} never get on", waiting.len());
+                max -= 1;
+                assert!(max > 0, "{} never get on", waiting.len());
             }
         });
     }

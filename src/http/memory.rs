@@ -140,7 +140,7 @@ impl Memory {
     }
 
     /// How much may be used for a purpose when a grant grows to `bytes`.
-    fn most(&self, purpose: Purpose, bytes: usize) -> usize {
+    fn max(&self, purpose: Purpose, bytes: usize) -> usize {
         let sixteenths = match (purpose, Size::of(bytes)) {
             (Purpose::Request, Size::Small) => 14,
             (Purpose::Request, Size::Medium) => 13,
@@ -153,20 +153,20 @@ impl Memory {
 
     /// Whether `bytes` could be granted at this moment.
     pub(super) fn has_room(&self, purpose: Purpose, bytes: usize) -> bool {
-        let fits = |used: &AtomicUsize, most| used.load(Ordering::Relaxed).saturating_add(bytes) <= most;
-        fits(&self.used, self.limit) && fits(self.part(purpose), self.most(purpose, bytes))
+        let fits = |used: &AtomicUsize, max| used.load(Ordering::Relaxed).saturating_add(bytes) <= max;
+        fits(&self.used, self.limit) && fits(self.part(purpose), self.max(purpose, bytes))
     }
 
     /// Whether more than half of what grants that are not small may use for a purpose is in use: a reason to use less.
     pub(super) fn is_tight(&self, purpose: Purpose) -> bool {
-        self.part(purpose).load(Ordering::Relaxed) > self.most(purpose, usize::MAX) / 2
+        self.part(purpose).load(Ordering::Relaxed) > self.max(purpose, usize::MAX) / 2
     }
 
     /// Takes `bytes` more for a grant that has `granted` already.
     fn take(&self, purpose: Purpose, bytes: usize, granted: usize) -> Result<(), UsedUp> {
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let of_part = self.part(purpose).fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if used <= self.limit && of_part <= self.most(purpose, granted + bytes) {
+        if used <= self.limit && of_part <= self.max(purpose, granted + bytes) {
             return Ok(());
         }
         // A record may be larger than the part for answers: one at a time can be read nevertheless.

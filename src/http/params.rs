@@ -16,8 +16,8 @@ use std::{
 type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 /// The first characters of a client's own text, to be quoted in a problem's detail.
-pub(super) fn beginning(text: &str, most: usize) -> String {
-    text.chars().take(most).collect()
+pub(super) fn beginning(text: &str, max: usize) -> String {
+    text.chars().take(max).collect()
 }
 
 /// The query's parameters, decoded. A repeated parameter is refused: an intermediate proxy may use the other value. All
@@ -102,11 +102,11 @@ pub(super) fn only_log_id<B>(request: &Request<B>) -> Result<Option<LogId>, Prob
     only(request, "log_id", log_id)
 }
 
-/// A duration such as `30s` or `500ms`, of at most `most`.
-pub(super) fn duration(name: &str, value: &str, most: Duration) -> Result<Duration, Problem> {
+/// A duration such as `30s` or `500ms`, of at most `max`.
+pub(super) fn duration(name: &str, value: &str, max: Duration) -> Result<Duration, Problem> {
     parse_duration(value)
-        .filter(|duration| *duration <= most)
-        .ok_or_else(|| invalid(name, &format!("a time such as 30s or 500ms, at most {}s", most.as_secs())))
+        .filter(|duration| *duration <= max)
+        .ok_or_else(|| invalid(name, &format!("a time such as 30s or 500ms, at most {}s", max.as_secs())))
 }
 
 /// A duration such as `15m`. An `M` would be months, which nobody means who writes `15M`.

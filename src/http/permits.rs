@@ -184,10 +184,10 @@ mod tests {
         let held = poll(&mut ask(&many)).expect("nobody has it");
         let mut waiting: Vec<_> = (0..50).map(|_| ask(&many)).collect();
         // Requests that have had their permit stop waiting.
-        let mut get_on = |most: usize| {
+        let mut get_on = |max: usize| {
             let mut permits = Vec::new();
             waiting.retain_mut(|one| poll(one).map(|permit| permits.push(permit)).is_none());
-            waiting.truncate(most); // the others have given up
+            waiting.truncate(max); // the others have given up
             permits
         };
         assert!(get_on(50).is_empty());

@@ -81,19 +81,19 @@ pub(super) enum Next<'a> {
     Wants(Place, usize),
 }
 
-/// Reads the next record if its value has at most `most` bytes, it may be read in `place`, and there is memory for what
+/// Reads the next record if its value has at most `max` bytes, it may be read in `place`, and there is memory for what
 /// is rendered from it after `so_far` bytes.
 pub(super) fn next<'a>(
     reader: &'a mut Reader,
     place: Place,
     grant: &mut Grant,
     so_far: usize,
-    most: u64,
+    max: u64,
 ) -> Result<Next<'a>, Error> {
     if place == Place::Here && !reader.next_without_disk() {
         return Ok(Next::Wants(Place::Permit, so_far));
     }
-    let Some(ahead) = reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
+    let Some(ahead) = reader.peek()?.filter(|ahead| ahead.length() as u64 <= max) else {
         return Ok(Next::End);
     };
     let json = ahead.head.is_some_and(|head| head.json);

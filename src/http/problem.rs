@@ -16,10 +16,10 @@ use std::fmt::{self, Display, Write};
 /// The most bytes of a problem's detail: as JSON up to six times as many, so that every refusal stays below 4 KiB.
 const MAX_DETAIL_BYTES: usize = 512;
 
-/// Formats something, truncating it to `most` bytes while it is made: it may include a client's own text, as long as
+/// Formats something, truncating it to `max` bytes while it is made: it may include a client's own text, as long as
 /// its body. Characters that are not plain text where it is shown (control characters, characters that change the
 /// direction of a line) are escaped: they could add lines to the server's log, or control a terminal.
-pub(super) fn truncated(text: impl Display, most: usize) -> String {
+pub(super) fn truncated(text: impl Display, max: usize) -> String {
     struct Truncated(String, usize);
     impl Truncated {
         fn push(&mut self, character: char) -> fmt::Result {
@@ -38,7 +38,7 @@ pub(super) fn truncated(text: impl Display, most: usize) -> String {
             })
         }
     }
-    let mut short = Truncated(String::new(), most);
+    let mut short = Truncated(String::new(), max);
     if write!(short, "{text}").is_err() {
         short.0.push('…');
     }

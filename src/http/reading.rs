@@ -29,13 +29,13 @@ const TIGHT_RENDER_BYTES: usize = 16 << 10;
 /// Reading a record takes as long as rendering this many bytes.
 const RECORD_COST_BYTES: usize = 20;
 /// How long a turn of looking for the end of a large answer lasts before others have their turn.
-const LOOK_SLICE: Duration = Duration::from_millis(2);
+const SKIP_SLICE: Duration = Duration::from_millis(2);
 /// How many records pass between two looks at the clock.
-const LOOK_STEPS: usize = 64;
+const SKIP_STEPS: usize = 64;
 /// How long the end is first looked for on the runtime's thread, among records that are in memory.
-const INLINE_LOOK: Duration = Duration::from_micros(500);
+const INLINE_SKIP: Duration = Duration::from_micros(500);
 /// Reading this many bytes from the disk counts as one more record.
-const LOOK_STEP_BYTES: usize = 4 << 10;
+const SKIP_STEP_BYTES: usize = 4 << 10;
 
 /// How much more an answer may contain.
 #[derive(Debug, Clone, Copy)]
@@ -175,7 +175,7 @@ impl Reading {
     }
 
     /// The most bytes of a value that there is room for.
-    fn most(&self) -> u64 {
+    fn max(&self) -> u64 {
         if self.course.fresh { u64::MAX } else { self.course.page_limits.bytes }
     }
 
@@ -209,25 +209,25 @@ impl Reading {
         }
     }
 
-    /// Continues with the next records, rendering them to `out`, until it has `most` bytes, or as many records as take as
+    /// Continues with the next records, rendering them to `out`, until it has `max` bytes, or as many records as take as
     /// long, or the next record must be read in another place or needs more memory than there is.
     fn render_some(
         &mut self,
         out: &mut Vec<u8>,
         grant: &mut Grant,
         place: Place,
-        most: usize,
+        max: usize,
     ) -> Result<Went, Problem> {
         let begun = self.taken_to;
         let mut steps = 0;
         let envelope = self.course.format.envelope();
         while self.may_continue() {
             // A record without a value may add nothing to the piece.
-            if out.len().max(steps * RECORD_COST_BYTES) >= most {
+            if out.len().max(steps * RECORD_COST_BYTES) >= max {
                 return Ok(Went::Some);
             }
             steps += 1;
-            let next_most = self.most();
+            let next_most = self.max();
             let record = match place::next(&mut self.reader, place, grant, out.len(), next_most) {
                 Ok(Next::Record(record)) => record,
                 Ok(Next::End) => break,
@@ -251,7 +251,7 @@ impl Reading {
             if self.course.fresh {
                 // Assumes that the other records are like the first.
                 let others = self.course.page_limits.records.min(self.course.end.saturating_sub(offset));
-                let likely = others.saturating_mul(out.len() as u64).min(most as u64 + 1024);
+                let likely = others.saturating_mul(out.len() as u64).min(max as u64 + 1024);
                 out.reserve(likely as usize);
             }
             self.took(offset, head);
@@ -259,18 +259,18 @@ impl Reading {
         Ok(Went::All)
     }
 
-    /// Continues without rendering anything, for about as long as a [`LOOK_SLICE`], or an [`INLINE_LOOK`] on the
+    /// Continues without rendering anything, for about as long as a [`SKIP_SLICE`], or an [`INLINE_SKIP`] on the
     /// runtime's thread. Returns whether the end of the range was reached. Large records are read only to verify them,
     /// which a HEAD does not need. If there is no memory for that, the range ends before such a record, if anything is
     /// before it.
-    fn look(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
+    fn skip(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
         let begun = Instant::now();
         let mut steps = 0;
         let mut grant = memory.grant(Purpose::Answer);
-        let most = if place == Place::Here { INLINE_LOOK } else { LOOK_SLICE };
+        let max = if place == Place::Here { INLINE_SKIP } else { SKIP_SLICE };
         while self.may_continue() {
-            if steps >= LOOK_STEPS {
-                if begun.elapsed() >= most {
+            if steps >= SKIP_STEPS {
+                if begun.elapsed() >= max {
                     return Ok(false);
                 }
                 steps = 0;
@@ -279,7 +279,7 @@ impl Reading {
                 return Ok(false);
             }
             match self.look_at_next(&mut grant, only_head) {
-                Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / LOOK_STEP_BYTES,
+                Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / SKIP_STEP_BYTES,
                 Ok(None) => break,
                 Err(LookError::Error(error)) => {
                     if !self.passes(error)? {
@@ -297,24 +297,24 @@ impl Reading {
     /// Counts the next record; returns how many bytes were read from the disk for it. `None` at the end.
     fn look_at_next(&mut self, grant: &mut Grant, only_head: bool) -> Result<Option<usize>, LookError> {
         let offset = self.reader.offset();
-        let most = self.most();
+        let max = self.max();
         let mut cold_bytes = 0;
         if !self.reader.next_without_disk() {
-            let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
+            let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= max) else {
                 return Ok(None);
             };
             cold_bytes = ahead.cold_bytes;
             if let Some(head) = ahead.head.filter(|_| cold_bytes >= OFFLOAD_BYTES && only_head) {
                 self.reader.seek(offset + 1);
                 self.took(offset, head);
-                return Ok(Some(LOOK_STEP_BYTES));
+                return Ok(Some(SKIP_STEP_BYTES));
             }
             if cold_bytes >= OFFLOAD_BYTES {
                 grant.cover(cold_bytes)?;
             }
         }
         let head = self.reader.read_next()?.map(|record| record.head());
-        let Some(head) = head.filter(|head| head.length as u64 <= most) else {
+        let Some(head) = head.filter(|head| head.length as u64 <= max) else {
             self.reader.seek(offset);
             return Ok(None);
         };
@@ -322,26 +322,26 @@ impl Reading {
         Ok(Some(cold_bytes))
     }
 
-    /// Repeats [`look`](Self::look) to the end of the range, giving others their turns in between.
-    async fn looked(
+    /// Repeats [`skip`](Self::skip) to the end of the range, giving others their turns in between.
+    async fn skipped_to_end(
         mut self,
         context: &Context,
         share: &ConnectionShare,
         only_head: bool,
     ) -> Result<Self, Problem> {
         let patience = context.settings.queue_time; // for each turn
-        let mut done = self.look(&context.memory, only_head, Place::Here)?;
+        let mut done = self.skip(&context.memory, only_head, Place::Here)?;
         self.reader.release();
         while !done {
             let memory = Arc::clone(&context.memory);
-            let look = move || {
-                let done = self.look(&memory, only_head, Place::Permit);
+            let skip = move || {
+                let done = self.skip(&memory, only_head, Place::Permit);
                 self.reader.release();
                 (self, done)
             };
-            let looked;
-            (self, looked) = Box::pin(context.for_client(share, Kind::Look, patience, look)).await?;
-            done = looked?;
+            let skipped;
+            (self, skipped) = Box::pin(context.for_client(share, Kind::Look, patience, skip)).await?;
+            done = skipped?;
         }
         Ok(self)
     }
@@ -355,7 +355,7 @@ impl Reading {
     ) -> Result<(RangeEnd, Option<u64>), Problem> {
         let envelope = self.course.format.envelope();
         self.length = Some(envelope.opening.len() as u64);
-        let reading = self.looked(context, share, true).await?;
+        let reading = self.skipped_to_end(context, share, true).await?;
         let end = reading.at();
         let length = reading.length.map(|length| length + envelope.closing(end.next).len() as u64);
         Ok((end, length))
@@ -368,7 +368,7 @@ impl Reading {
         share: &ConnectionShare,
     ) -> Result<(RangeEnd, Self), Problem> {
         let (planned, back, fresh) = (self.course.page_limits.records, self.offset(), self.course.fresh);
-        let mut reading = self.looked(context, share, false).await?;
+        let mut reading = self.skipped_to_end(context, share, false).await?;
         reading.course.fresh = fresh;
         let end = reading.at();
         reading.course.page_limits =
@@ -394,7 +394,7 @@ impl Reading {
     ) -> Result<(Self, Bytes, bool), Problem> {
         let tight = context.memory.is_tight(Purpose::Answer);
         let attempt = move |reading: &mut Self, place: Place, mut grant: Grant| {
-            let most = match (tight, place) {
+            let max = match (tight, place) {
                 (true, Place::Here) => TIGHT_RENDER_BYTES,
                 (false, Place::Here) | (true, _) => RENDER_BYTES,
                 (false, _) => COLD_RENDER_BYTES,
@@ -404,7 +404,7 @@ impl Reading {
                 if reading.course.is_unopened {
                     out.extend_from_slice(envelope.opening);
                 }
-                let went = reading.render_some(out, &mut grant, place, most)?;
+                let went = reading.render_some(out, &mut grant, place, max)?;
                 reading.course.is_unopened &= matches!(went, Went::Nowhere(..));
                 // Nothing is held while waiting: neither what was read ahead, nor a chunk.
                 reading.reader.release();

@@ -202,14 +202,14 @@ impl Worker {
         {
             let accepting = accept(&listener, number, &connections, settings, &context);
             let mut accepting = std::pin::pin!(accepting);
-            let mut look = tokio::time::interval(Connections::interval(settings));
-            look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut check = tokio::time::interval(Connections::interval(settings));
+            check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut stopping = std::pin::pin!(context.stopping());
             let mut refused = context.memory.refused();
             loop {
                 tokio::select! {
                     () = &mut accepting => {} // never
-                    _ = look.tick() => {
+                    _ = check.tick() => {
                         let before = std::mem::replace(&mut refused, context.memory.refused());
                         let short = if refused > before { context.memory.short() } else { 0 };
                         connections.check_limits(number, settings, false, short);

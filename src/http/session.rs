@@ -367,7 +367,7 @@ impl Session {
         self.progress.begin_commit(&self.context, &self.log);
         let is_open = matches!(self.stage, Stage::Open);
         let reads = is_open && !self.has_records() && !self.intake.has_ended;
-        let look = self.next_due(reads);
+        let due = self.next_due(reads);
         tokio::select! {
             biased;
             done = self.progress.committed(&self.log) => done?,
@@ -381,7 +381,7 @@ impl Session {
                 return ended.map_err(Problem::of_log(&self.log));
             }
             frame = self.intake.body.frame(), if reads => return self.intake.take(frame, &self.share).await,
-            () = tokio::time::sleep_until(look) => return self.do_due(reads),
+            () = tokio::time::sleep_until(due) => return self.do_due(reads),
         }
         Ok(())
     }

@@ -75,8 +75,8 @@ impl AsyncRead for Socket {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if !self.first.is_empty() {
-            let most = self.first.len().min(into.remaining());
-            into.put_slice(&self.first.split_to(most));
+            let max = self.first.len().min(into.remaining());
+            into.put_slice(&self.first.split_to(max));
             return Poll::Ready(Ok(()));
         }
         let before = into.filled().len();

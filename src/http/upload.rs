@@ -114,7 +114,7 @@ impl ArrivalPace {
 pub(super) struct Upload<'a, B> {
     body: B,
     /// The most bytes that it may have.
-    most: usize,
+    max: usize,
     memory: &'a Memory,
     share: &'a ConnectionShare,
     /// How long a body may take, and how long it may wait for memory.
@@ -128,10 +128,10 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    pub(super) fn new(body: B, most: usize, context: &'a Context, share: &'a ConnectionShare) -> Self {
+    pub(super) fn new(body: B, max: usize, context: &'a Context, share: &'a ConnectionShare) -> Self {
         let (memory, settings) = (&context.memory, &context.settings);
         let (body_time, patience) = (settings.body_time, settings.queue_time);
-        Self { body, most, memory, share, body_time, patience, pace: ArrivalPace::begin() }
+        Self { body, max, memory, share, body_time, patience, pace: ArrivalPace::begin() }
     }
 
     /// Receives all of it.
@@ -148,13 +148,13 @@ where
             }
             return Ok(grant.hold(first));
         }
-        let mut buffer = Buffer::new(self.most, grant);
+        let mut buffer = Buffer::new(self.max, grant);
         self.extend(&mut buffer, &first).await?;
         drop(first);
         self.pace = ArrivalPace::begin();
         while let Some(data) = self.next_in_time(buffer.held()).await? {
             if data.len() > buffer.left() {
-                return Err(too_large(self.most, ""));
+                return Err(too_large(self.max, ""));
             }
             self.extend(&mut buffer, &data).await?;
         }
@@ -166,7 +166,7 @@ where
         loop {
             match self.body.frame().await {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if data.len() > self.most => return Err(too_large(self.most, "")),
+                    Ok(data) if data.len() > self.max => return Err(too_large(self.max, "")),
                     Ok(data) => return Ok(Some(data)),
                     Err(_) => {} // trailers
                 },
@@ -209,10 +209,10 @@ where
     }
 }
 
-/// Whether a body, at the pace of `came` bytes in the time that it `took`, would take longer than `most` for as many bytes
+/// Whether a body, at the pace of `came` bytes in the time that it `took`, would take longer than `max` for as many bytes
 /// as it holds.
-fn is_slow(held: usize, came: usize, took: Duration, most: Duration) -> bool {
-    came as u128 * most.as_millis() < held as u128 * took.as_millis()
+fn is_slow(held: usize, came: usize, took: Duration, max: Duration) -> bool {
+    came as u128 * max.as_millis() < held as u128 * took.as_millis()
 }
 
 pub(super) fn too_large(limit: usize, when: &str) -> Problem {
@@ -226,10 +226,10 @@ mod tests {
 
     #[test]
     fn a_body_is_slow_if_at_this_pace_it_takes_longer_than_a_body_may() {
-        let [second, most] = [1, 30].map(Duration::from_secs);
-        assert!(is_slow(16 << 20, 0, second, most));
-        assert!(is_slow(16 << 20, (16 << 20) / 31, second, most));
-        assert!(!is_slow(16 << 20, (16 << 20) / 29, second, most));
-        assert!(!is_slow(0, 0, second, most));
+        let [second, max] = [1, 30].map(Duration::from_secs);
+        assert!(is_slow(16 << 20, 0, second, max));
+        assert!(is_slow(16 << 20, (16 << 20) / 31, second, max));
+        assert!(!is_slow(16 << 20, (16 << 20) / 29, second, max));
+        assert!(!is_slow(0, 0, second, max));
     }
 }

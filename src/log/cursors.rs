@@ -146,7 +146,7 @@ impl Cursor {
     /// # Errors
     /// [`Error::CursorsDamaged`].
     pub fn offset(&self) -> Result<Option<u64>, Error> {
-        self.shared.look_at_cursors(|cursors| cursors.get(&self.name).copied())
+        self.shared.with_cursors(|cursors| cursors.get(&self.name).copied())
     }
 
     /// Sets it to an offset, forward or backward. Durable on return; callers that do this at once share a write.
@@ -230,7 +230,7 @@ impl Log {
     /// # Errors
     /// [`Error::CursorsDamaged`].
     pub fn cursors(&self) -> Result<BTreeMap<String, u64>, Error> {
-        self.shared.look_at_cursors(BTreeMap::clone)
+        self.shared.with_cursors(BTreeMap::clone)
     }
 
     /// How many visible records are at or after `offset`.
@@ -244,7 +244,7 @@ impl Log {
     pub(crate) fn each_cursor(&self, mut see: impl FnMut(&str, u64)) {
         let all =
             |cursors: &BTreeMap<String, u64>| cursors.iter().for_each(|(name, offset)| see(name, *offset));
-        let _ = self.shared.look_at_cursors(all);
+        let _ = self.shared.with_cursors(all);
     }
 
     /// Removes all cursors, also if their file is damaged. Durable on return.
@@ -259,13 +259,13 @@ impl Log {
 }
 
 impl Shared {
-    /// Calls `look` with all cursors; an error if their file is damaged.
-    fn look_at_cursors<T>(&self, look: impl FnOnce(&BTreeMap<String, u64>) -> T) -> Result<T, Error> {
+    /// Calls `read` with all cursors; an error if their file is damaged.
+    fn with_cursors<T>(&self, read: impl FnOnce(&BTreeMap<String, u64>) -> T) -> Result<T, Error> {
         let table = self.cursors.table();
         if table.is_damaged {
             return Err(Error::CursorsDamaged { path: self.dir.join(CURSORS_FILE) });
         }
-        Ok(look(&table.offsets))
+        Ok(read(&table.offsets))
     }
 
     /// Reads the cursors when the log is opened, and sets those beyond its end to the end. Returns why that cannot be
@@ -323,7 +323,7 @@ impl Shared {
     /// durable.
     fn make_changes(&self, file: &mut Written, all: &[(Change, Answered<Option<u64>>)]) -> Result<(), Error> {
         self.writable()?;
-        let before = self.look_at_cursors(BTreeMap::clone)?;
+        let before = self.with_cursors(BTreeMap::clone)?;
         let mut after = before.clone();
         let answers: Vec<Answer> = all.iter().map(|(change, _)| change.make(&mut after)).collect();
         if after != before {

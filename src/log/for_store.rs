@@ -2,7 +2,7 @@
 //! and closing it while other logs wait.
 
 use super::{
-    Environment, Error, LOOK_PAUSE, LOOKS, Log, MAX_CLOSE_TIME, Options, Shared, budget::Budget, end::End,
+    CHECK_PAUSE, CHECKS, Environment, Error, Log, MAX_CLOSE_TIME, Options, Shared, budget::Budget, end::End,
     recovery,
 };
 use crate::sync::{Arc, lock};
@@ -83,9 +83,9 @@ impl Log {
         if self.writable().is_ok() && last.is_some_and(|last| !self.shared.durable_soon(last)) {
             return false;
         }
-        (0..LOOKS).any(|attempt| {
+        (0..CHECKS).any(|attempt| {
             if attempt > 0 {
-                std::thread::sleep(LOOK_PAUSE);
+                std::thread::sleep(CHECK_PAUSE);
             }
             self.writable().is_err() || !self.shared.roll.is_busy() && !self.shared.cursors.is_writing_file()
         })

@@ -32,7 +32,7 @@ mod tests {
     fn a_record_takes_no_more_and_no_less_beside_its_value() {
         let extra = |bytes: usize| chunk::record_needs(bytes) - bytes as u64;
         let all: Vec<_> = (0..1000).map(extra).collect();
-        let (least, most) = (*all.iter().min().unwrap(), *all.iter().max().unwrap());
-        assert_eq!(least..=most, RECORD_EXTRA_BYTES);
+        let (least, max) = (*all.iter().min().unwrap(), *all.iter().max().unwrap());
+        assert_eq!(least..=max, RECORD_EXTRA_BYTES);
     }
 }

@@ -110,11 +110,11 @@ impl Line {
         self.wake(usize::MAX);
     }
 
-    fn wake(&self, most: usize) {
+    fn wake(&self, max: usize) {
         let mut woken = Vec::new();
         {
             let mut callers = lock(&self.callers);
-            while woken.len() < most
+            while woken.len() < max
                 && let Some((_, waker)) = callers.wakers.pop_first()
             {
                 callers.turns += 1;

@@ -119,9 +119,9 @@ impl Options {
     /// The largest segments that there may be with this `memory_bytes`.
     #[cfg(feature = "server")]
     pub(crate) fn largest_segment_bytes(&self) -> u64 {
-        let (least, most) = CAPACITIES.into_inner();
+        let (least, max) = CAPACITIES.into_inner();
         let fits = |blocks: u64| 3 * ChunkMemory::footprint(blocks * disk::BLOCK) <= self.memory_bytes;
-        let (mut fitting, mut end) = (least / disk::BLOCK, most / disk::BLOCK + 1);
+        let (mut fitting, mut end) = (least / disk::BLOCK, max / disk::BLOCK + 1);
         while end - fitting > 1 {
             let middle = fitting.midpoint(end);
             if fits(middle) { fitting = middle } else { end = middle }

@@ -380,10 +380,10 @@ fn write_frames<'a>(
 /// A capacity of at least `least` for a segment that had this one, and may be rewritten again: larger each time, so that no
 /// backing is of a segment with this header. One that has what is lost here is not taken for one that the disk has.
 fn other_capacity(capacity: u64, least: u64) -> u64 {
-    let most = *CAPACITIES.end();
+    let max = *CAPACITIES.end();
     match capacity + BLOCK {
-        larger if larger <= most => larger.max(least),
-        _ => least.max(most - BLOCK),
+        larger if larger <= max => larger.max(least),
+        _ => least.max(max - BLOCK),
     }
 }
 
@@ -410,12 +410,12 @@ mod tests {
     /// A header with such a capacity could not be read.
     #[test]
     fn no_segment_is_made_that_is_larger_than_one_may_be() {
-        let most = *CAPACITIES.end();
+        let max = *CAPACITIES.end();
         assert_eq!(capacity_for(0, 0), Some(BLOCK));
         assert_eq!(capacity_for(BLOCK - 3, 1), Some(2 * BLOCK));
-        assert_eq!(capacity_for(most - 4, 1), Some(most));
-        assert_eq!(capacity_for(most - 3, 1), None);
-        let records = most / (frame::HEADER as u64 + 4);
+        assert_eq!(capacity_for(max - 4, 1), Some(max));
+        assert_eq!(capacity_for(max - 3, 1), None);
+        let records = max / (frame::HEADER as u64 + 4);
         assert!(capacity_for(records * frame::HEADER as u64, records).is_some());
         assert_eq!(capacity_for((records + 1) * frame::HEADER as u64, records + 1), None);
         assert_eq!(capacity_for(u64::MAX, u64::MAX), None);

@@ -1,11 +1,11 @@
 //! Retention: which segments may be dropped, by the bytes that the log may take and by the age of its records.
 
 use super::{
-    Error, LOOK_PAUSE, Log, Shared,
+    CHECK_PAUSE, Error, Log, Shared,
     chain::{Chain, newest},
 };
 #[cfg(feature = "store")]
-use super::{LOOKS, room::WaitFor};
+use super::{CHECKS, room::WaitFor};
 use crate::sync::Arc;
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ impl Log {
     /// As [`retain`](Self::retain); [`Error::WouldBlock`] if it continues, or has to wait for the disk.
     #[cfg(feature = "store")]
     pub(crate) fn retain_soon(&self, retention: Retention) -> Result<u64, Error> {
-        let has_ended = self.shared.roll_expired(retention, LOOKS);
+        let has_ended = self.shared.roll_expired(retention, CHECKS);
         let before = self.shared.retained_from(retention);
         if !self.is_trimmed_to(before) {
             self.shared.trim_soon(self.save_producers_before(before, WaitFor::Nothing)?)?;
@@ -154,7 +154,7 @@ impl Shared {
             }
             self.env.maintenance.help();
             self.env.flushers.help();
-            std::thread::sleep(LOOK_PAUSE);
+            std::thread::sleep(CHECK_PAUSE);
         }
         !is_to_be_done()
     }

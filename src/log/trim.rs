@@ -9,7 +9,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::{collections::VecDeque, io, time::Duration};
 #[cfg(feature = "store")]
 use {
-    super::{LOOK_PAUSE, LOOKS, room::WaitFor},
+    super::{CHECK_PAUSE, CHECKS, room::WaitFor},
     crossbeam::channel::TryRecvError,
 };
 
@@ -173,7 +173,7 @@ impl Shared {
         }
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.trim(before, answer);
-        if let Some(first) = self.await_trim(&answered, std::iter::repeat_n(LOOK_PAUSE, LOOKS as usize))? {
+        if let Some(first) = self.await_trim(&answered, std::iter::repeat_n(CHECK_PAUSE, CHECKS as usize))? {
             return Ok(first);
         }
         *unanswered = Some(answered);
@@ -203,9 +203,9 @@ impl Shared {
             let end = segment.sealed.get().map(|sealed| segment.base() + u64::from(sealed.records));
             end.is_some_and(|end| end <= before && (end < durable || end == last))
         };
-        let most = chain.segments.len() - 1; // the last one may be written to
+        let max = chain.segments.len() - 1; // the last one may be written to
         // One by one: one that is not sealed yet may precede others that are.
-        let ended = chain.segments[..most].iter().take_while(|segment| ended(segment)).count();
+        let ended = chain.segments[..max].iter().take_while(|segment| ended(segment)).count();
         let dropped = &chain.segments[..ended];
         if dropped.is_empty() {
             return;

@@ -39,7 +39,7 @@ pub(super) fn maintenance() -> Arc<Workers> {
 /// A pool of such threads, for one kind of work.
 pub(super) struct Workers {
     name: &'static str,
-    most: usize,
+    max: usize,
     begun: Instant,
     queue: Mutex<Queue>,
     /// Where the thread sleeps that keeps the watch.
@@ -58,8 +58,8 @@ struct Queue {
 }
 
 impl Workers {
-    fn new(name: &'static str, most: usize) -> Arc<Self> {
-        Arc::new(Self { name, most, begun: Instant::now(), queue: Mutex::default(), watch: Condvar::new() })
+    fn new(name: &'static str, max: usize) -> Arc<Self> {
+        Arc::new(Self { name, max, begun: Instant::now(), queue: Mutex::default(), watch: Condvar::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -84,7 +84,7 @@ impl Workers {
         } else if queue.watched {
             drop(queue);
             self.watch.notify_one();
-        } else if queue.threads < self.most
+        } else if queue.threads < self.max
             && let Err(error) = self.spawn(&mut queue)
         {
             tracing::warn!(%error, name = self.name, "cannot start another thread");

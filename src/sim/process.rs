@@ -177,12 +177,12 @@ impl Simulation {
         if tight {
             match *random.pick(&[None, Some(24), Some(600)]) {
                 None => sim.leave_none(),
-                Some(most) => sim.leave_room((random.below(most) as u64) << 10),
+                Some(max) => sim.leave_room((random.below(max) as u64) << 10),
             }
         }
         if !random.one_in(if self.profile.uniform.is_some() { 2 } else { 4 }) {
-            let most = *random.pick(&[6, 30, 120, 400]);
-            sim.end_after(1 + random.below(most) as u64, cut);
+            let max = *random.pick(&[6, 30, 120, 400]);
+            sim.end_after(1 + random.below(max) as u64, cut);
         }
         sim.note(format_args!("== generation {}: {cut:?}, backings {backings}", self.counts.generations));
         let clean = match self.begin(world, backings) {
@@ -261,8 +261,8 @@ impl Simulation {
             // No operations: recovering twice must be as good as once, so the next process must find the same.
         } else {
             let all = self.profile.operations;
-            let most = *self.random.pick(&[all / 12, all / 3, all]);
-            for _ in 0..self.random.below(most + 1) {
+            let max = *self.random.pick(&[all / 12, all / 3, all]);
+            for _ in 0..self.random.below(max + 1) {
                 if process.is_off() {
                     break;
                 }

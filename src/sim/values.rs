@@ -30,8 +30,8 @@ pub(super) fn batch(random: &mut Random, sim: &Sim, limit: usize, profile: &Prof
 }
 
 fn value(random: &mut Random, sim: &Sim, limit: usize) -> Vec<u8> {
-    let most = *random.pick(&[1, 9, 17, 120, 120, 1200, 5000, limit / 2]);
-    let size = random.below(most.clamp(1, limit.max(1)));
+    let max = *random.pick(&[1, 9, 17, 120, 120, 1200, 5000, limit / 2]);
+    let size = random.below(max.clamp(1, limit.max(1)));
     filled(random, sim, size)
 }
 

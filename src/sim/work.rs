@@ -395,8 +395,8 @@ impl Simulation {
         let place = self.place(&process.world.sim);
         let mut reader = log.reader(0);
         let from = self.random.below(visible as usize) as u64;
-        let most = self.random.below(40) as u64;
-        for offset in from..visible.min(from + most) {
+        let max = self.random.below(40) as u64;
+        for offset in from..visible.min(from + max) {
             let read = if self.random.one_in(2) {
                 let record = log.read(offset);
                 record.map(|record| {

@@ -26,7 +26,7 @@ enum Found {
 
 impl Found {
     /// Looks at the names in a directory and, if it may be a log, at its settings.
-    fn look(disk: &dyn Disk, dir: &Path) -> Self {
+    fn of(disk: &dyn Disk, dir: &Path) -> Self {
         match disk.list(dir) {
             Ok(names) if !names.iter().any(|name| is_ours(name)) => {
                 if let Some(found) = names.first() {
@@ -43,30 +43,30 @@ impl Found {
 }
 
 /// How long the directories of a store are looked at when it is opened.
-const MAX_LOOK_TIME: Duration = Duration::from_secs(2);
+const MAX_EXAMINE_TIME: Duration = Duration::from_secs(2);
 
 /// Looks at the directories of these entries: removes the entries of directories that are not logs, and marks those of
 /// logs that cannot be used. On another thread, so that a disk that hangs under one of them does not keep the store from
-/// being opened: a directory that was not looked at within [`MAX_LOOK_TIME`] counts as a log. Whether it is one is found out
+/// being opened: a directory that was not looked at within [`MAX_EXAMINE_TIME`] counts as a log. Whether it is one is found out
 /// when it is used. In a simulation this thread looks, so that the order of operations does not depend on a clock.
-pub(super) fn look(env: &Environment, dir: &Path, entries: &mut BTreeMap<String, Arc<Entry>>) {
+pub(super) fn examine(env: &Environment, dir: &Path, entries: &mut BTreeMap<String, Arc<Entry>>) {
     let names: Vec<_> = entries.keys().cloned().collect();
     let (looked, found) = crossbeam::channel::bounded(names.len());
     let (disk, dir) = (Arc::clone(&env.disk), dir.to_owned());
-    let look_at_all = move || {
+    let examine_all = move || {
         for name in names {
-            let at = Found::look(&*disk, &dir.join(&name));
+            let at = Found::of(&*disk, &dir.join(&name));
             if looked.send((name, at)).is_err() {
                 return; // it was not waited for
             }
         }
     };
     if env.machine.advance_simulated(Duration::ZERO) {
-        look_at_all();
-    } else if let Err(error) = std::thread::Builder::new().name("millstream-look".into()).spawn(look_at_all) {
+        examine_all();
+    } else if let Err(error) = std::thread::Builder::new().name("millstream-dirs".into()).spawn(examine_all) {
         tracing::warn!(%error, "cannot look at the directories of logs before they are used");
     }
-    let until = Instant::now() + MAX_LOOK_TIME;
+    let until = Instant::now() + MAX_EXAMINE_TIME;
     while let Ok((name, at)) = found.recv_deadline(until) {
         match at {
             Found::Nothing => drop(entries.remove(&name)),

@@ -53,8 +53,8 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
         "application/vnd.millstream.frames",
         "application/octet-stream",
     );
-    let list = |record: &str, most: usize| {
-        let records = vec![record; (most - 20) / (record.len() + 1)].join(",");
+    let list = |record: &str, max: usize| {
+        let records = vec![record; (max - 20) / (record.len() + 1)].join(",");
         format!(r#"{{"records":[{records}]}}"#).into_bytes()
     };
     let window_of_128_mib = {

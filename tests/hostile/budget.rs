@@ -23,25 +23,25 @@ pub const BESIDE: usize = 96 * MIB;
 
 /// Records the most resident memory, until it is dropped.
 pub struct Watch {
-    most: Arc<AtomicUsize>,
+    max: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
 }
 
 impl Watch {
     pub fn start(process: Process) -> Self {
-        let (most, stop): (Arc<AtomicUsize>, Arc<AtomicBool>) = Default::default();
-        let (seen, end) = (Arc::clone(&most), Arc::clone(&stop));
+        let (max, stop): (Arc<AtomicUsize>, Arc<AtomicBool>) = Default::default();
+        let (seen, end) = (Arc::clone(&max), Arc::clone(&stop));
         std::thread::spawn(move || {
             while !end.load(Ordering::Relaxed) {
                 seen.fetch_max(process.memory(), Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(2));
             }
         });
-        Self { most, stop }
+        Self { max, stop }
     }
 
-    pub fn most(&self) -> usize {
-        self.most.load(Ordering::Relaxed)
+    pub fn max(&self) -> usize {
+        self.max.load(Ordering::Relaxed)
     }
 }
 
@@ -95,10 +95,10 @@ fn clients_that_do_not_read_hold_no_more_than_the_budget() {
     let (taken, slowest) = (begun.elapsed(), producer.slowest());
     println!(
         "{crowd} clients that do not read: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside, the slowest {:?} ({taken:?})",
-        watch.most() / MIB,
+        watch.max() / MIB,
         slowest
     );
-    assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
+    assert!(watch.max() < before + BUDGET + BESIDE, "{} MiB", watch.max() / MIB);
     // How much of its rate the producer keeps is only printed: the assertion holds even if others use the processors.
     assert!(slowest < Duration::from_secs(5), "an append took {slowest:?}");
     // Clients that take nothing are given up, all memory is given back, and a client that reads gets everything.
@@ -133,9 +133,9 @@ fn streams_without_a_window_hold_little_and_are_reset() {
     let beside = producer.rate(a_while(1.0));
     println!(
         "250 streams without a window: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside",
-        watch.most() / MIB
+        watch.max() / MIB
     );
-    assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
+    assert!(watch.max() < before + BUDGET + BESIDE, "{} MiB", watch.max() / MIB);
     // Each stream is reset separately: the connection stays open.
     let (mut resets, begun) = (std::collections::BTreeSet::new(), Instant::now());
     while resets.len() < 250 && begun.elapsed() < Duration::from_secs(15) {
@@ -205,11 +205,11 @@ fn slow_uploads_hold_no_more_than_the_budget_and_what_does_not_fit_is_refused_be
         let beside = producer.rate(a_while(1.5));
         println!(
             "100 uploads that stop: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside",
-            watch.most() / MIB
+            watch.max() / MIB
         );
         slow.into_iter().map(|slow| slow.join().unwrap()).collect::<Vec<_>>()
     });
-    assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
+    assert!(watch.max() < before + BUDGET + BESIDE, "{} MiB", watch.max() / MIB);
     let count = |status| refused.iter().flatten().filter(|answer| answer.0 == status).count();
     println!("{} were refused for want of memory, {} for being slow", count(503), count(408));
     assert!(refused.iter().flatten().all(|answer| matches!(answer.0, 408 | 503)));
@@ -418,9 +418,9 @@ fn ranges_that_come_from_the_disk_hold_little_however_many_ask() {
     let beside = producer.rate(a_while(1.0));
     println!(
         "8,000 streams of what is on the disk: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside",
-        watch.most() / MIB
+        watch.max() / MIB
     );
-    assert!(watch.most() < before + BUDGET + 2 * BESIDE, "{} MiB", watch.most() / MIB);
+    assert!(watch.max() < before + BUDGET + 2 * BESIDE, "{} MiB", watch.max() / MIB);
     drop(connections);
     producer.finish();
 }

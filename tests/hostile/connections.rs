@@ -333,12 +333,12 @@ fn connections_that_stop_in_the_middle_hold_little_and_end() {
         socket.write_all([&head, &body][n % 2].as_bytes()).unwrap();
         sockets.push(socket);
     }
-    let (opened, mut most) = (begun.elapsed(), 0);
+    let (opened, mut max) = (begun.elapsed(), 0);
     wait_for("all have ended", opened + Duration::from_secs(2 * SECONDS + 2), || {
-        most = most.max(process.memory());
+        max = max.max(process.memory());
         metric(&server, "millstream_connections") == 1
     });
-    let each = most.saturating_sub(before) / (2 * EACH);
+    let each = max.saturating_sub(before) / (2 * EACH);
     println!("{} that stop: {each} bytes each, over after {:?}", 2 * EACH, begun.elapsed());
     assert!(each < HEADER + (24 << 10), "{each} bytes for one that has stopped");
 }
@@ -348,9 +348,9 @@ fn connections_that_stop_in_the_middle_hold_little_and_end() {
 fn a_burst_of_connections_does_not_wait() {
     let server = millstream::http::Server::bind("127.0.0.1:0".parse().unwrap(), Settings::default()).unwrap();
     let address = server.address().unwrap();
-    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    let max = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
     let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(900)).unwrap();
-    let connected: Vec<TcpStream> = (0..400.min(most)).map(connect).collect();
+    let connected: Vec<TcpStream> = (0..400.min(max)).map(connect).collect();
     drop(connected);
 }
 

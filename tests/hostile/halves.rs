@@ -123,9 +123,9 @@ fn over_http2_a_refusal_is_sent_before_the_rest_of_the_body_is_reset() {
     // A request for a log that does not exist.
     let head = http2::head("POST", "/v1/logs/none/records");
     let mut connection = Connection::open(&server.address, &[]);
-    let until = |connection: &mut Connection, stream: u32, most: Duration| {
+    let until = |connection: &mut Connection, stream: u32, max: Duration| {
         let (mut frames, begun) = (Vec::new(), Instant::now());
-        while begun.elapsed() < most {
+        while begun.elapsed() < max {
             if let Some((kind, flags, of, payload)) = connection.next().unwrap()
                 && of == stream
             {

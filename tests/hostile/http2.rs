@@ -122,9 +122,9 @@ impl Connection {
 
     /// Reads, and answers pings, until the connection ends: returns how long that takes, and the types of the frames
     /// received.
-    pub fn until_it_ends(mut self, most: Duration) -> Option<(Duration, Vec<u8>)> {
+    pub fn until_it_ends(mut self, max: Duration) -> Option<(Duration, Vec<u8>)> {
         let (begun, mut kinds) = (Instant::now(), Vec::new());
-        while begun.elapsed() < most {
+        while begun.elapsed() < max {
             match self.next() {
                 Ok(Some((kind, ..))) => kinds.push(kind),
                 Ok(None) => {}

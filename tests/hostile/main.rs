@@ -84,10 +84,10 @@ fn said(data: &Path, flags: &[&str], log: &str) -> (Server, PathBuf) {
 }
 
 /// Waits for something to become true.
-fn wait_for(what: &str, most: Duration, mut is_so: impl FnMut() -> bool) {
+fn wait_for(what: &str, max: Duration, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < most, "not within {most:?}: {what}");
+        assert!(begun.elapsed() < max, "not within {max:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -49,8 +49,8 @@ impl Kept {
     pub fn round(&mut self, before: f64, beside: f64, after: f64) {
         const EVEN: f64 = 0.8;
         self.rounds += 1;
-        let (least, most) = (before.min(after), before.max(after));
-        if least < EVEN * most {
+        let (least, max) = (before.min(after), before.max(after));
+        if least < EVEN * max {
             self.uneven = Some([before, beside, after]);
             return;
         }
@@ -166,7 +166,7 @@ impl Hostile {
 const CALM: f64 = 0.08;
 
 /// Connections that send one of these and nothing more; the oldest is closed for each new one.
-fn held(address: String, most: usize, requests: Vec<Vec<u8>>) -> impl Fn() -> Act {
+fn held(address: String, max: usize, requests: Vec<Vec<u8>>) -> impl Fn() -> Act {
     move || {
         let (address, requests, mut sockets) = (address.clone(), requests.clone(), VecDeque::new());
         Box::new(move |n| {
@@ -175,7 +175,7 @@ fn held(address: String, most: usize, requests: Vec<Vec<u8>>) -> impl Fn() -> Ac
                 let _ = socket.write_all(&requests[n as usize % requests.len()]); // the server may hang up at once
                 sockets.push_back(socket);
             }
-            if sockets.len() > most {
+            if sockets.len() > max {
                 sockets.pop_front();
             }
         })

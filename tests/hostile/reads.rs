@@ -149,10 +149,10 @@ fn cold_records_read_one_by_one_count_against_the_budget() {
     refused.retain_mut(|client| client.answer().is_ok_and(|answer| code(&answer.body) == "overloaded"));
     println!(
         "60 cold records of 60 MiB: {} MiB at the most, {} of 50 refused; {alone:.0} appends/s before, {beside:.0} beside",
-        watch.most() / MIB,
+        watch.max() / MIB,
         refused.len()
     );
-    assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
+    assert!(watch.max() < before + BUDGET + BESIDE, "{} MiB", watch.max() / MIB);
     assert!(refused.len() > 40, "{} of 50 were refused", refused.len());
     drop((deaf, refused));
     wait_for("all is given back", Duration::from_secs(3), || {
@@ -213,7 +213,7 @@ fn only_what_a_cold_record_head_needs_is_read_for_it() {
         println!("{answered} HEADs of {path} took {:?}", begun.elapsed());
         assert_eq!(answered, 200, "in {:?}", begun.elapsed());
     }
-    assert!(watch.most() < before + 32 * MIB, "{} MiB", (watch.most() - before) / MIB);
+    assert!(watch.max() < before + 32 * MIB, "{} MiB", (watch.max() - before) / MIB);
 }
 
 /// A record of 60 MiB in memory was rendered on the thread that answers: each took 0.1 s, one after the other, and
@@ -268,9 +268,9 @@ fn tails_share_the_rendering_of_a_large_record() {
             });
         }
     });
-    let most = watch.most().saturating_sub(before) / MIB;
-    println!("20 tails have a record of 12 MiB after {:?}, with {most} MiB at the most", begun.elapsed());
-    assert!(most < 5 * VALUE / MIB, "{most} MiB");
+    let max = watch.max().saturating_sub(before) / MIB;
+    println!("20 tails have a record of 12 MiB after {:?}, with {max} MiB at the most", begun.elapsed());
+    assert!(max < 5 * VALUE / MIB, "{max} MiB");
     assert_eq!(metric(&server, "millstream_readers_dropped_total"), 0);
 }
 

@@ -164,7 +164,7 @@ fn a_request_hidden_in_another_is_never_executed() {
 
 /// Header sections that are too large.
 pub fn too_much() -> Vec<(&'static str, String)> {
-    let lines = |line: &str, most: usize| line.repeat(most / line.len());
+    let lines = |line: &str, max: usize| line.repeat(max / line.len());
     let head = |target: &str, more: &str| format!("GET /{target} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
     vec![
         ("16 MiB in one", head("healthz", &format!("X: {}\r\n", "y".repeat(16 * MIB)))),

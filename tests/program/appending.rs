@@ -256,7 +256,7 @@ fn an_append_that_cannot_begin_says_so_in_json_if_asked() {
 #[test]
 fn a_record_that_its_log_does_not_take_is_not_read_to_its_end() {
     in_both(|at, _| {
-        for (format, limit, most) in [
+        for (format, limit, max) in [
             (&["lines"][..], &["--record-bytes", "1000"][..], "1000"),
             (&["whole"], &["--record-bytes", "1000"], "1000"),
             (&["ndjson"], &["--segment-bytes", "64KiB"], "65508"),
@@ -273,7 +273,7 @@ fn a_record_that_its_log_does_not_take_is_not_read_to_its_end() {
             let output = child.wait_with_output().unwrap();
             let record = if format == ["whole"] { 1 } else { 2 };
             let expected =
-                format!("record {record} has more than {most} bytes, the most that can be appended there");
+                format!("record {record} has more than {max} bytes, the most that can be appended there");
             assert!(text(&output.stderr).contains(&expected), "{arguments:?}: {}", text(&output.stderr));
         }
     });

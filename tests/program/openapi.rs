@@ -142,10 +142,10 @@ fn the_document_refuses_what_the_server_refuses() {
     let document = json(&client.request("GET", "/openapi.json", b"").unwrap().body);
     let schemas = &document["components"]["schemas"];
     let segment = &schemas["Settings"]["properties"]["segment_bytes"];
-    let (least, most) = (segment["minimum"].as_u64().unwrap(), segment["maximum"].as_u64().unwrap());
+    let (least, max) = (segment["minimum"].as_u64().unwrap(), segment["maximum"].as_u64().unwrap());
     // The most is what this server's --memory-bytes allow, rounded up to whole blocks.
     for (name, bytes, status) in
-        [("b", least - 1, 400), ("b", least, 201), ("b2", most, 201), ("b3", most + 1, 400)]
+        [("b", least - 1, 400), ("b", least, 201), ("b2", max, 201), ("b3", max + 1, 400)]
     {
         let settings = format!(r#"{{"segment_bytes":{bytes}}}"#);
         let answer = client.request("PUT", &format!("/v1/logs/{name}"), settings.as_bytes()).unwrap();
@@ -291,8 +291,8 @@ fn the_document_says_which_numbers_and_combinations_are_refused() {
         }),
     ];
     for (schema, request) in requests {
-        let most = schema["maximum"].as_u64().unwrap_or_else(|| panic!("no maximum: {schema}"));
-        for (n, refused) in [(u128::from(most), false), (u128::from(most) + 1, true)] {
+        let max = schema["maximum"].as_u64().unwrap_or_else(|| panic!("no maximum: {schema}"));
+        for (n, refused) in [(u128::from(max), false), (u128::from(max) + 1, true)] {
             let (line, more, body) = request(n);
             let answer = ask(&line, &more, &body);
             assert_eq!(answer.status == 400, refused, "{line} {more} {body}: {}", answer.body);

@@ -89,8 +89,8 @@ impl Watched {
     fn wait_for(&self, client: &mut Client, bytes: u64, rate: u64) -> [u64; 3] {
         loop {
             let counts = Self::counts(client);
-            let most = self.begun.elapsed().as_millis() as u64 * rate / 1000 + (1 << 20);
-            assert!(counts[0] <= most, "{} bytes after {:?}", counts[0], self.begun.elapsed());
+            let max = self.begun.elapsed().as_millis() as u64 * rate / 1000 + (1 << 20);
+            assert!(counts[0] <= max, "{} bytes after {:?}", counts[0], self.begun.elapsed());
             if counts[0] >= bytes {
                 return counts;
             }

@@ -323,8 +323,8 @@ fn reading_from_anywhere(at: &[&str]) {
     assert_eq!(run(&["read", "lines", "--since", "2000-01-01", "--limit", "1"], ""), "one\n");
     assert_eq!(run(&["read", "lines", "--since", "2100-01-01T00:00:00Z"], ""), "");
     for until in ["0", "1", "3", "9"] {
-        let most: usize = until.parse().unwrap();
-        let expected: String = ["one\n", "two\n", "three\n"].into_iter().take(most).collect();
+        let max: usize = until.parse().unwrap();
+        let expected: String = ["one\n", "two\n", "three\n"].into_iter().take(max).collect();
         assert_eq!(run(&["read", "lines", "--until", until], ""), expected);
         let rest = expected.strip_prefix("one\n").unwrap_or_default();
         assert_eq!(run(&["read", "lines", "--offset", "1", "--until", until, "--limit", "5"], ""), rest);

@@ -57,14 +57,14 @@ impl Batch {
 
     fn count(self, kind: Kind) -> u16 {
         let random = self.hash();
-        let most = match kind {
+        let max = match kind {
             _ if self.producer == CHECKER => 1,
             Kind::Tiny if random.is_multiple_of(8) => 3,
             Kind::Tiny => 60_000,
             Kind::Mixed => 50,
             Kind::Large | Kind::Imitating => 3,
         };
-        1 + (random >> 8) as u16 % most
+        1 + (random >> 8) as u16 % max
     }
 
     fn word(self, place: u16) -> u64 {

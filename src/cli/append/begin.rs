@@ -79,7 +79,7 @@ impl Append {
             }
         };
         let (input, passed_over) = self.resume(input, mark.as_deref()).await?;
-        let record_bytes = settings.record_bytes.map_or(fits, |most| most.min(fits));
+        let record_bytes = settings.record_bytes.map_or(fits, |max| max.min(fits));
         let records = input.read(record_bytes, settings);
         Ok(Begun { sink, records, passed_over, until_given_up })
     }

@@ -113,7 +113,7 @@ pub(super) struct Writer {
     /// The import's name, its epoch, and the sequence of the next batch.
     producer: Option<(String, u32, u64)>,
     /// The most bytes that a batch may take in a segment.
-    most: u64,
+    max: u64,
     linger: Duration,
     batch: Batch,
     due: Option<Instant>,
@@ -139,7 +139,7 @@ impl Writer {
         Self {
             log,
             producer: producer.map(|(name, epoch)| (name, epoch, 0)),
-            most: batch_bytes.min(segment_bytes.saturating_sub(BATCH_EXTRA_BYTES)),
+            max: batch_bytes.min(segment_bytes.saturating_sub(BATCH_EXTRA_BYTES)),
             linger: ProducerOptions::default().linger,
             batch: Batch::default(),
             due: None,
@@ -151,7 +151,7 @@ impl Writer {
         next.room = None; // it is collected, and no longer read ahead
         next.json |= self.log.settings().values == Values::Json;
         let bytes = cost(&next.record);
-        if self.batch.bytes + bytes > self.most {
+        if self.batch.bytes + bytes > self.max {
             self.append().await?;
         }
         self.batch.bytes += bytes;

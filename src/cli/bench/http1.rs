@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 struct InFlight<'a> {
     run: &'a Run,
     sent: RefCell<VecDeque<Sent>>,
-    most: usize,
+    max: usize,
     /// One was answered.
     answered: Notify,
     /// One was sent, or nothing more is.
@@ -30,15 +30,15 @@ struct InFlight<'a> {
 }
 
 impl<'a> InFlight<'a> {
-    fn new(run: &'a Run, most: u32) -> Self {
+    fn new(run: &'a Run, max: u32) -> Self {
         let (answered, sending) = (Notify::new(), Notify::new());
-        Self { run, sent: RefCell::default(), most: most as usize, answered, sending }
+        Self { run, sent: RefCell::default(), max: max as usize, answered, sending }
     }
 
     /// Waits until the next one is due and may be sent; `None` at the end.
     async fn next(&self, schedule: &mut Schedule, turn: usize) -> Option<Next<'a>> {
         let due = schedule.due().await;
-        while self.sent.borrow().len() >= self.most {
+        while self.sent.borrow().len() >= self.max {
             self.answered.notified().await;
         }
         let (next, sent) = self.run.begin(turn, due)?;

@@ -110,17 +110,17 @@ struct Line {
 /// A plot of some lines, as SVG. Each line has a color of its own, set by the page.
 fn plot(title: &str, x_name: &str, y_name: &str, lines: &[Line], x_label: impl Fn(f64) -> String) -> String {
     let all = || lines.iter().flat_map(|line| line.points.iter().copied());
-    let most = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
-    let x_most = most(&mut all().map(|(x, _)| x)).max(f64::MIN_POSITIVE);
-    let y_most = axis_end(most(&mut all().map(|(_, y)| y)));
+    let largest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
+    let x_max = largest(&mut all().map(|(x, _)| x)).max(f64::MIN_POSITIVE);
+    let y_max = axis_end(largest(&mut all().map(|(_, y)| y)));
     let (x_at, y_at) =
-        (|x: f64| LEFT + x / x_most * (WIDTH - LEFT - 10.0), |y: f64| HEIGHT - y / y_most * (HEIGHT - 10.0));
+        (|x: f64| LEFT + x / x_max * (WIDTH - LEFT - 10.0), |y: f64| HEIGHT - y / y_max * (HEIGHT - 10.0));
     let (width, height) = (WIDTH, HEIGHT + BELOW);
     let mut svg = format!(
         "<figure><figcaption>{title}</figcaption><svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{title}\">"
     );
     for step in 0..=4 {
-        let y = y_most * f64::from(step) / 4.0;
+        let y = y_max * f64::from(step) / 4.0;
         let at = y_at(y);
         let _ =
             write!(svg, "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>");
@@ -133,7 +133,7 @@ fn plot(title: &str, x_name: &str, y_name: &str, lines: &[Line], x_label: impl F
         );
     }
     for step in 0..=STEPS {
-        let x = x_most * f64::from(step) / f64::from(STEPS);
+        let x = x_max * f64::from(step) / f64::from(STEPS);
         let anchor = if step == STEPS { "end" } else { "middle" };
         let _ = write!(
             svg,
@@ -171,13 +171,13 @@ fn quantile_name(nines: f64) -> &'static str {
     named.map_or("", |(_, name)| name)
 }
 
-/// The smallest round number ≥ `most`, for the end of an axis.
-fn axis_end(most: f64) -> f64 {
-    if most <= 0.0 {
+/// The smallest round number ≥ `max`, for the end of an axis.
+fn axis_end(max: f64) -> f64 {
+    if max <= 0.0 {
         return 1.0;
     }
-    let power = 10f64.powf(most.log10().floor());
-    [1.0, 2.0, 4.0, 5.0, 10.0].iter().map(|step| step * power).find(|&end| end >= most).unwrap_or(most)
+    let power = 10f64.powf(max.log10().floor());
+    [1.0, 2.0, 4.0, 5.0, 10.0].iter().map(|step| step * power).find(|&end| end >= max).unwrap_or(max)
 }
 
 fn short(value: f64) -> String {
@@ -234,10 +234,10 @@ mod tests {
 
     #[test]
     fn a_scale_ends_at_a_number_that_looks_well() {
-        for (most, end) in
+        for (max, end) in
             [(0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (3.2, 4.0), (41_000.0, 50_000.0), (99.0, 100.0)]
         {
-            assert!((axis_end(most) - end).abs() < 1e-9, "{most}: {}", axis_end(most));
+            assert!((axis_end(max) - end).abs() < 1e-9, "{max}: {}", axis_end(max));
         }
         assert_eq!([0.0, 1.0, 2.0, 4.0].map(quantile_name), ["p0", "p90", "p99", "p99.99"]);
         assert_eq!([0.5, 250.0, 12_345.0, 2_500_000.0].map(short), ["0.50", "250", "12 k", "2.5 M"]);

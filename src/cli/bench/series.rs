@@ -29,7 +29,7 @@ pub(super) struct Series {
     begun: Instant,
     warm_up: Duration,
     /// The longest time that it measures after the warm-up.
-    most: Duration,
+    max: Duration,
     /// Whether a request belongs to the second in which it was due, because they have a rate; otherwise it belongs to the
     /// one in which it was answered.
     by_due: bool,
@@ -50,12 +50,12 @@ pub(super) struct Series {
 }
 
 impl Series {
-    /// Measures for `most`, after `warm_up`, which has `begun` at that time.
-    pub(super) fn new(begun: Instant, warm_up: Duration, most: Duration, by_due: bool) -> Self {
+    /// Measures for `max`, after `warm_up`, which has `begun` at that time.
+    pub(super) fn new(begun: Instant, warm_up: Duration, max: Duration, by_due: bool) -> Self {
         Self {
             begun,
             warm_up,
-            most,
+            max,
             by_due,
             seconds: Vec::new(),
             latency: histogram(),
@@ -71,13 +71,13 @@ impl Series {
 
     /// For how long it measures, or has measured.
     pub(super) fn time(&self) -> Duration {
-        self.most
+        self.max
     }
 
     /// The second that this time is in; `None` before and after what is measured.
     fn second(&mut self, at: Instant) -> Option<&mut Second> {
         let since = at.duration_since(self.begun).checked_sub(self.warm_up)?;
-        if since >= self.most {
+        if since >= self.max {
             return None;
         }
         let second = since.as_secs() as usize;
@@ -146,8 +146,8 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    pub(super) fn new(begun: Instant, warm_up: Duration, most: Duration, by_due: bool) -> Self {
-        let series = || Series::new(begun, warm_up, most, by_due);
+    pub(super) fn new(begun: Instant, warm_up: Duration, max: Duration, by_due: bool) -> Self {
+        let series = || Series::new(begun, warm_up, max, by_due);
         Self { appends: series(), reads: series(), tails: series(), is_interrupted: false }
     }
 
@@ -156,9 +156,9 @@ impl Measured {
         self.is_interrupted = true;
         for series in [&mut self.appends, &mut self.reads, &mut self.tails] {
             let measured = now.duration_since(series.begun).saturating_sub(series.warm_up);
-            series.most = measured.min(series.most);
+            series.max = measured.min(series.max);
         }
-        !self.appends.most.is_zero()
+        !self.appends.max.is_zero()
     }
 
     pub(super) fn all(&self) -> [&Series; 3] {
@@ -175,7 +175,7 @@ impl Measured {
 
     /// How many requests of the time that is measured have no answer; with a rate, also those that were never sent.
     pub(super) fn unanswered(&self, rate: Option<u32>) -> u64 {
-        let wanted = rate.map_or(0, |rate| u64::from(rate) * self.appends.most.as_secs());
+        let wanted = rate.map_or(0, |rate| u64::from(rate) * self.appends.max.as_secs());
         // Less one in a thousand: the last ones may be due at the very end.
         let wanted = wanted - wanted.div_ceil(1000);
         let [sent, done] = [self.appends.sent + self.reads.sent, self.appends.done + self.reads.done];

@@ -8,7 +8,7 @@ use millstream::{
 use std::{iter, time::Duration};
 
 /// How often a tail that has read everything looks whether the run is over.
-const LOOK_PAUSE: Duration = Duration::from_millis(20);
+const CHECK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Follows a log of a server.
 pub(super) async fn of_server(
@@ -19,7 +19,7 @@ pub(super) async fn of_server(
     let mut tail = client.tail(&log_name(log as u32), StartAt::Earliest)?;
     let mut got = 0;
     while !is_over(run, log, got) {
-        let Ok(record) = tokio::time::timeout(LOOK_PAUSE, tail.next()).await else { continue };
+        let Ok(record) = tokio::time::timeout(CHECK_PAUSE, tail.next()).await else { continue };
         for record in iter::once(record?).chain(tail.take_ready()) {
             got = record.offset + 1;
             run.tailed(&record.value);
@@ -32,7 +32,7 @@ pub(super) async fn of_server(
 pub(super) async fn embedded(run: &Run, log: usize, open: &Log) -> Result<(), millstream::Error> {
     let mut reader = open.reader(0);
     while !is_over(run, log, reader.offset()) {
-        let Ok(visible) = tokio::time::timeout(LOOK_PAUSE, reader.visible()).await else { continue };
+        let Ok(visible) = tokio::time::timeout(CHECK_PAUSE, reader.visible()).await else { continue };
         visible?;
         while let Some(record) = reader.read_next()? {
             run.tailed(record.value);

@@ -74,16 +74,16 @@ enum Holder {
 
 impl Connections {
     /// While other answers are refused for lack of memory, ends those that would hold theirs for longer than a client may
-    /// take for a body, `most` milliseconds: largest first, until `enough` bytes are free again. Without that, eight
+    /// take for a body, `max` milliseconds: largest first, until `enough` bytes are free again. Without that, eight
     /// clients that take a large record at 1 KiB per second keep everybody else from reading any, for hours.
-    pub(super) fn end_slow(mine: &[Arc<Connection>], now: u64, most: u64, enough: u64) {
+    pub(super) fn end_slow(mine: &[Arc<Connection>], now: u64, max: u64, enough: u64) {
         let mut slow = Vec::new();
         for connection in mine {
-            if let Some(held) = connection.sending.pace.held_slowly(now, most) {
+            if let Some(held) = connection.sending.pace.held_slowly(now, max) {
                 slow.push((held, Holder::Connection(Arc::clone(connection))));
             }
             for stream in connection.streams() {
-                if let Some(held) = stream.pace.held_slowly(now, most) {
+                if let Some(held) = stream.pace.held_slowly(now, max) {
                     slow.push((held, Holder::Stream(stream)));
                 }
             }

@@ -36,13 +36,13 @@ impl Pace {
         self.given.load(Ordering::Relaxed).saturating_sub(self.taken.load(Ordering::Relaxed))
     }
 
-    /// The bytes that are held for the client, if it takes them so slowly that all of them would take longer than `most`
+    /// The bytes that are held for the client, if it takes them so slowly that all of them would take longer than `max`
     /// milliseconds.
-    pub(super) fn held_slowly(&self, now: u64, most: u64) -> Option<u64> {
+    pub(super) fn held_slowly(&self, now: u64, max: u64) -> Option<u64> {
         let (given, taken) = (self.given.load(Ordering::Relaxed), self.taken.load(Ordering::Relaxed));
         let time = now.saturating_sub(self.begun.load(Ordering::Relaxed));
         let is_slow =
-            time >= AT_FIRST_MILLIS.min(most) && taken.saturating_mul(most) < given.saturating_mul(time);
+            time >= AT_FIRST_MILLIS.min(max) && taken.saturating_mul(max) < given.saturating_mul(time);
         (given > UNCOUNTED_BYTES as u64 && taken < given && is_slow).then_some(given)
     }
 }

@@ -188,12 +188,12 @@ impl Connections {
     /// Counts one more, if that is allowed. Connections that have many get what is left of the first half of all; the
     /// other half is reserved for connections that have few.
     fn try_count(&self, streams: &AtomicUsize, others: usize) -> bool {
-        let most = if others < super::RESERVED_STREAMS_PER_CONNECTION {
+        let max = if others < super::RESERVED_STREAMS_PER_CONNECTION {
             self.most_streams
         } else {
             self.most_streams / 2
         };
-        let more = |streams| (streams < most).then_some(streams + 1);
+        let more = |streams| (streams < max).then_some(streams + 1);
         streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 }

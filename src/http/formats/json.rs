@@ -39,8 +39,8 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawV
 /// array, each element of which is a record, may become two and a half times as long: `1,` becomes 5 bytes too.
 pub(super) fn frames(body: &[u8], room: SegmentRoom, grant: Grant) -> Result<Bytes, Problem> {
     let is_array = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
-    let most = if is_array { body.len().saturating_mul(5) / 2 + Prefix::BYTES } else { body.len() };
-    let mut frames = Framing { out: Buffer::new(most, grant), room, records: 0, refused: None };
+    let max = if is_array { body.len().saturating_mul(5) / 2 + Prefix::BYTES } else { body.len() };
+    let mut frames = Framing { out: Buffer::new(max, grant), room, records: 0, refused: None };
     let mut from = serde_json::Deserializer::from_slice(body);
     let parsed = if is_array {
         let record = |frames: &mut Framing, raw: &RawValue| frames.json(raw);
@@ -102,16 +102,16 @@ impl Framing {
         })
     }
 
-    /// Writes a frame with a value of up to `most` bytes; `write` returns how many it has.
+    /// Writes a frame with a value of up to `max` bytes; `write` returns how many it has.
     fn frame(
         &mut self,
-        most: usize,
+        max: usize,
         json: bool,
         write: impl FnOnce(&mut [u8]) -> Result<usize, Problem>,
     ) -> Result<(), Problem> {
         let at = self.out.len();
         let mut length = 0;
-        self.out.grow(Prefix::BYTES + most, |space| {
+        self.out.grow(Prefix::BYTES + max, |space| {
             length = write(&mut space[Prefix::BYTES..])?;
             Ok::<_, Problem>(Prefix::BYTES + length)
         })??;

@@ -13,7 +13,7 @@ pub(super) const MAX_HEAP_BYTES: usize = 64 << 10;
 pub(in crate::http) struct Buffer {
     storage: Storage,
     length: usize,
-    most: usize,
+    max: usize,
     grant: Grant,
 }
 
@@ -24,9 +24,9 @@ enum Storage {
 }
 
 impl Buffer {
-    /// Creates an empty buffer that can grow to `most` bytes.
-    pub(in crate::http) fn new(most: usize, grant: Grant) -> Self {
-        Self { storage: Storage::Heap(Vec::new()), length: 0, most, grant }
+    /// Creates an empty buffer that can grow to `max` bytes.
+    pub(in crate::http) fn new(max: usize, grant: Grant) -> Self {
+        Self { storage: Storage::Heap(Vec::new()), length: 0, max, grant }
     }
 
     pub(in crate::http) fn len(&self) -> usize {
@@ -54,7 +54,7 @@ impl Buffer {
 
     /// How many more bytes fit.
     pub(in crate::http) fn left(&self) -> usize {
-        self.most - self.length
+        self.max - self.length
     }
 
     /// Gives `write` up to `bytes` bytes after the end, no more than are [`left`](Self::left); it returns how many of
@@ -71,7 +71,7 @@ impl Buffer {
             && let Storage::Heap(heap) = &mut self.storage
         {
             // Without reserving swap: only pages that are written to take memory.
-            let mapped = MmapOptions::new().len(self.most).no_reserve_swap().map_anon();
+            let mapped = MmapOptions::new().len(self.max).no_reserve_swap().map_anon();
             let mut mapped = mapped.map_err(|_| UsedUp)?;
             mapped[..start].copy_from_slice(&heap[..start]);
             self.storage = Storage::Mapped(mapped);
@@ -139,10 +139,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_buffer_holds_what_was_written_to_it(
-            parts in prop::collection::vec((any::<u8>(), 0..50_000usize), 0..12), most in 1..300_000usize,
+            parts in prop::collection::vec((any::<u8>(), 0..50_000usize), 0..12), max in 1..300_000usize,
         ) {
             let memory = Memory::new(1 << 20);
-            let mut buffer = Buffer::new(most, memory.grant(Purpose::Request));
+            let mut buffer = Buffer::new(max, memory.grant(Purpose::Request));
             let mut expected = Vec::new();
             for (byte, length) in parts {
                 let part = vec![byte; length];
@@ -150,7 +150,7 @@ mod tests {
                 buffer.extend(&part).unwrap();
                 prop_assert!(memory.used() >= buffer.len());
             }
-            expected.truncate(most);
+            expected.truncate(max);
             let bytes = buffer.freeze();
             prop_assert_eq!(&bytes[..], &expected[..]);
             drop(bytes);

@@ -27,12 +27,12 @@ impl Framing {
         }
     }
 
-    /// How many bytes at the beginning are whole records: as many as are within `most` bytes, and this many `records`;
+    /// How many bytes at the beginning are whole records: as many as are within `max` bytes, and this many `records`;
     /// one if that has more bytes; 0 if none is whole.
-    pub(super) fn whole(self, bytes: &[u8], most: usize, records: usize) -> usize {
+    pub(super) fn whole(self, bytes: &[u8], max: usize, records: usize) -> usize {
         match self {
-            Self::Lines => whole_lines(bytes, most, records),
-            Self::Frames => whole_frames(bytes, most, records),
+            Self::Lines => whole_lines(bytes, max, records),
+            Self::Frames => whole_frames(bytes, max, records),
         }
     }
 
@@ -69,8 +69,8 @@ impl Framing {
     }
 }
 
-fn whole_lines(bytes: &[u8], most: usize, records: usize) -> usize {
-    let within = &bytes[..bytes.len().min(most)];
+fn whole_lines(bytes: &[u8], max: usize, records: usize) -> usize {
+    let within = &bytes[..bytes.len().min(max)];
     let end = memchr::memrchr(b'\n', within);
     let end = end.or_else(|| memchr::memchr(b'\n', bytes)); // none is within
     let Some(end) = end else { return 0 };
@@ -78,11 +78,11 @@ fn whole_lines(bytes: &[u8], most: usize, records: usize) -> usize {
     nth.unwrap_or(end) + 1
 }
 
-fn whole_frames(bytes: &[u8], most: usize, records: usize) -> usize {
+fn whole_frames(bytes: &[u8], max: usize, records: usize) -> usize {
     let mut end = 0;
     for _ in 0..records {
         match frame_bytes(&bytes[end..]).filter(|&length| length <= bytes.len() - end) {
-            Some(length) if end == 0 || end + length <= most => end += length,
+            Some(length) if end == 0 || end + length <= max => end += length,
             _ => break,
         }
     }
@@ -120,7 +120,7 @@ mod tests {
         fn records_are_found_wherever_a_body_is_cut(
             records in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20),
             cuts in prop::collection::vec(1..50usize, 1..20),
-            most in 1..100usize,
+            max in 1..100usize,
             at_once in 1..5usize,
             is_frames: bool,
         ) {
@@ -140,13 +140,13 @@ mod tests {
                     }
                 }
                 loop {
-                    let length = framing.whole(data, most, at_once);
+                    let length = framing.whole(data, max, at_once);
                     if length == 0 {
                         break;
                     }
                     let (piece, after) = data.split_at(length);
                     let first = if is_frames { frame_bytes(piece).unwrap() } else { framing.whole(piece, 1, 1) };
-                    prop_assert!(length <= most.max(first), "{} of {}", length, most);
+                    prop_assert!(length <= max.max(first), "{} of {}", length, max);
                     pieces.push(piece.to_vec());
                     data = after;
                 }

@@ -32,9 +32,9 @@ pub(super) struct Source {
     memory: Arc<Memory>,
     settings: Arc<Settings>,
     /// The most bytes that a record may have.
-    most: usize,
+    max: usize,
     /// The most bytes that a part may have, unless it is one record.
-    most_of_part: usize,
+    max_part: usize,
     /// The bytes of a segment.
     segment: usize,
     /// A record that has arrived in parts.
@@ -74,17 +74,17 @@ impl Begun {
 impl Source {
     pub(super) fn new(format: Format, framing: Framing, context: &Context, log: &Arc<OpenLog>) -> Self {
         let segment = context.store.batch_bytes(log.settings()) as usize;
-        let most = segment.min(context.settings.body_bytes);
+        let max = segment.min(context.settings.body_bytes);
         Self {
             format,
             framing,
             log: Arc::clone(log),
             memory: Arc::clone(&context.memory),
             settings: Arc::clone(&context.settings),
-            most,
+            max,
             segment,
             // However small its records are, a part fits into a segment.
-            most_of_part: MAX_PART_BYTES
+            max_part: MAX_PART_BYTES
                 .min(segment.saturating_sub(BATCH_EXTRA_BYTES as usize) / record_needs(0) as usize)
                 .max(1),
             joined: None,
@@ -166,7 +166,7 @@ impl Source {
     /// Looks for whole records in what is left. If it is only the beginning of one, keeps that, so that it does not
     /// hold the memory in which it arrived.
     async fn look_for_next(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
-        self.next = self.framing.whole(&self.left, self.most_of_part, MAX_PART_RECORDS);
+        self.next = self.framing.whole(&self.left, self.max_part, MAX_PART_RECORDS);
         if self.next > 0 || self.left.is_empty() {
             return Ok(());
         }
@@ -183,8 +183,8 @@ impl Source {
             pace: ArrivalPace::begin(),
         });
         let length = begun.bytes().len() + part.len();
-        if length > self.most {
-            let detail = format!("a record has more than {} bytes", self.most);
+        if length > self.max {
+            let detail = format!("a record has more than {} bytes", self.max);
             return Err(Problem::new(Code::RecordTooLarge, detail));
         }
         begun.pace.came(part.len());
@@ -196,7 +196,7 @@ impl Source {
             (begun.since, begun.pace) = (Instant::now(), ArrivalPace::begin());
             begun.pace.came(part.len());
         }
-        let fresh = || Buffer::new(self.most, self.memory.grant(Purpose::Request));
+        let fresh = || Buffer::new(self.max, self.memory.grant(Purpose::Request));
         let mut buffer = begun.large.take().unwrap_or_else(fresh);
         let small = std::mem::take(&mut begun.small);
         for part in [&small, part] {
@@ -216,12 +216,12 @@ impl Source {
     pub(super) fn check_pace(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
         let Some(begun) = &mut self.begun else { return Ok(()) };
         let Some(held) = begun.large.as_ref().map(Buffer::held) else { return Ok(()) };
-        let most = self.settings.body_time;
-        if begun.since.elapsed() > most {
-            let detail = format!("a record did not arrive within {} seconds", most.as_secs());
+        let max = self.settings.body_time;
+        if begun.since.elapsed() > max {
+            let detail = format!("a record did not arrive within {} seconds", max.as_secs());
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
-        if begun.pace.take_verdict(held, &self.memory, share, most) {
+        if begun.pace.take_verdict(held, &self.memory, share, max) {
             let detail = "a record came slowly, while others waited for the memory that it held";
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }

@@ -2,7 +2,7 @@
 
 use super::Committed;
 #[cfg(feature = "store")]
-use crate::log::{LOOK_PAUSE, LOOKS};
+use crate::log::{CHECK_PAUSE, CHECKS};
 use crate::{
     log::{Error, Shared, wait::unless_reached},
     sync::{Backoff, lock},
@@ -87,7 +87,7 @@ impl Shared {
     /// serve. Never touches the disk itself.
     #[cfg(feature = "store")]
     pub(in crate::log) fn durable_soon(&self, offset: u64) -> bool {
-        for _ in 0..LOOKS {
+        for _ in 0..CHECKS {
             if self.durable.get() > offset || self.has_ended() {
                 break;
             }
@@ -96,7 +96,7 @@ impl Shared {
             self.durable.park(
                 offset.saturating_add(1),
                 || self.has_ended(),
-                Some(Instant::now() + LOOK_PAUSE),
+                Some(Instant::now() + CHECK_PAUSE),
             );
         }
         self.durable.get() > offset

@@ -86,7 +86,7 @@ impl SurveyedSegment {
 
 /// Looks at everything in `dir`, and changes nothing. Reads the frames only of segments that are not sealed.
 pub(super) fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, Error> {
-    look(disk, dir, false, &mut |_, _| ())
+    survey_with(disk, dir, false, &mut |_, _| ())
 }
 
 /// Looks at everything in `dir`, verifies every frame, and changes nothing. Reports to `progress` how many segments are
@@ -96,10 +96,10 @@ pub(in crate::log) fn deep_survey(
     dir: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Survey, Error> {
-    look(disk, dir, true, progress)
+    survey_with(disk, dir, true, progress)
 }
 
-fn look(
+fn survey_with(
     disk: &dyn Disk,
     dir: &Path,
     deep: bool,

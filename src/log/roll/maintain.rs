@@ -241,10 +241,10 @@ impl Shared {
     /// otherwise of the same size. `None` if the disk has to catch up first. If other logs have taken the memory, smaller
     /// chunks are used; a chunk of the smallest size that is enough is always granted.
     pub(super) fn claim_next(&self, needs: u64) -> Option<Claim> {
-        let most = self.options.segment_bytes;
+        let max = self.options.segment_bytes;
         let least = self.least_for(needs);
         let roll = &self.roll;
-        let fitting = |bytes: u64| bytes.max(least).min(most);
+        let fitting = |bytes: u64| bytes.max(least).min(max);
         let active = self.active.load_full().chunk.capacity();
         let is_first = active <= self.options.first_segment_bytes;
         let factors = roll.spares.growth.factors(active, is_first, self.env.machine.elapsed());

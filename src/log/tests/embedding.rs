@@ -258,7 +258,7 @@ fn reading_backward_reads_little_ahead_where_large_records_precede_small_ones() 
     }
     log.roll().unwrap();
     let mut iter = log.iter_range(..);
-    let mut most = 0;
+    let mut max = 0;
     for n in 0..large + little {
         let before = reads.load(SeqCst);
         let record = iter.next_back().unwrap().unwrap();
@@ -266,7 +266,7 @@ fn reading_backward_reads_little_ahead_where_large_records_precede_small_ones() 
             (record.offset(), record.value()[0]),
             (large + little - 1 - n, if n < little { 2 } else { 1 })
         );
-        most = most.max(reads.load(SeqCst) - before);
+        max = max.max(reads.load(SeqCst) - before);
     }
-    assert!(most < 60, "{most} reads for one record");
+    assert!(max < 60, "{max} reads for one record");
 }

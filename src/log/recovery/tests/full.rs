@@ -318,8 +318,7 @@ fn room_for_the_smallest_segment_is_not_room_for_the_holes_of_the_open_one() {
             if hit { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
         });
         // With a limit below its size it is sealed, which wants room in its file, too.
-        let options =
-            || capacity.map_or_else(|| small(None), |most| super::options(most, most, 64 << 10, None));
+        let options = || capacity.map_or_else(|| small(None), |max| super::options(max, max, 64 << 10, None));
         let open = || Log::open_on(gate.clone(), Path::new(DIR), options()).unwrap();
         let log = open();
         assert!(is_full(&log));

@@ -20,8 +20,8 @@ use std::{
 type Values = Vec<Option<Vec<u8>>>;
 
 /// Appends batches, rolls, and trims if that is wanted.
-fn work(random: &mut Random, log: &Log, all: &mut Values, most: usize, trims: bool) {
-    for _ in 0..random.below(most) {
+fn work(random: &mut Random, log: &Log, all: &mut Values, max: usize, trims: bool) {
+    for _ in 0..random.below(max) {
         match random.below(10) {
             0 => drop(log.roll().unwrap()),
             1 if trims => drop(log.trim(random.below(all.len() + 1) as u64).unwrap()),
