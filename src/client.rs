@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod address;
 mod cursor;
 mod error;
 mod patience;
@@ -121,7 +122,8 @@ pub struct Client {
 impl Client {
     /// The server's host and port, as in its address.
     pub fn authority(&self) -> &str {
-        self.url.strip_prefix("http://").unwrap_or(&self.url)
+        let rest = self.url.strip_prefix("http://").unwrap_or(&self.url);
+        rest.split_once('/').map_or(rest, |(authority, _)| authority)
     }
 
     /// Creates a client of the server at `url`, such as `http://127.0.0.1:4437` or `127.0.0.1:4437`. It connects when it
@@ -130,18 +132,12 @@ impl Client {
     /// # Errors
     /// [`Error::BadUrl`].
     pub fn new(url: &str) -> Result<Self, Error> {
-        let plain = url.trim_end_matches('/');
-        let with_scheme = if plain.contains("://") { plain.to_owned() } else { format!("http://{plain}") };
-        let plain = &*with_scheme;
-        let uri: Option<hyper::Uri> = plain.parse().ok();
-        if uri.is_none_or(|uri| uri.scheme_str() != Some("http") || uri.host().is_none()) {
-            return Err(Error::BadUrl { url: url.to_owned() });
-        }
+        let url = address::parse(url)?;
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(5)));
         Ok(Self {
-            url: plain.to_owned(),
+            url,
             http: legacy::Client::builder(TokioExecutor::new()).build(connector),
             max_silence: MAX_SILENCE,
         })

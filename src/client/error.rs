@@ -11,10 +11,12 @@ use std::{num::NonZeroU64, time::Duration};
 #[non_exhaustive]
 pub enum Error {
     /// The address is not that of an HTTP server.
-    #[error("{url:?} is not an address such as http://127.0.0.1:4437")]
+    #[error("{url:?} is not an address such as http://127.0.0.1:4437: {reason}")]
     BadUrl {
-        /// The address that was given.
+        /// The address that was given, without the password, if there was one.
         url: String,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// No log or cursor can have this name.
     #[error(
