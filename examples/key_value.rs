@@ -58,14 +58,14 @@ impl KeyValue {
 
     /// Durable on return.
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
-        self.log.append_wait(&encode(PUT, key, value))?;
+        self.log.append_wait_durable(&encode(PUT, key, value))?;
         self.map.insert(key.to_vec(), value.to_vec());
         Ok(())
     }
 
     /// Durable on return.
     fn remove(&mut self, key: &[u8]) -> Result<(), Error> {
-        self.log.append_wait(&encode(REMOVE, key, b""))?;
+        self.log.append_wait_durable(&encode(REMOVE, key, b""))?;
         self.map.remove(key);
         Ok(())
     }

@@ -33,7 +33,7 @@ use crate::{
     sync::{Arc, AtomicU32, AtomicU64, Ordering},
 };
 pub(crate) use backing::{
-    BackingContent, BackingDir, FoundBacking, Label, Predecessor, SHM_FALLBACKS, ShmBacking, backing_bytes,
+    BackingContent, BackingDir, FoundBacking, Label, LogBackings, Predecessor, SHM_FALLBACKS, backing_bytes,
     no_backing,
 };
 #[cfg(feature = "store")]

@@ -43,7 +43,7 @@ pub type Opened = Epoch;
 
 use crate::{
     api::{LogsPage, Trim, Trimmed},
-    name::is_log_name,
+    name,
     pauses::Pauses,
     wire::{self, AnswerFrame},
 };
@@ -410,12 +410,12 @@ fn tell(trouble: &Trouble, error: Option<Error>) {
 
 /// Whether a log or a cursor can have this name.
 pub fn is_name(name: &str) -> bool {
-    is_log_name(name)
+    name::is_name(name)
 }
 
 /// The path of a log.
 fn path_of(log: &str) -> Result<String, Error> {
-    if is_log_name(log) {
+    if name::is_name(log) {
         Ok(format!("/v1/logs/{log}"))
     } else {
         Err(Error::BadName { name: log.to_owned() })

@@ -118,7 +118,7 @@ codes! {
     WriterFailed 503 "writer_failed" Never Perhaps "it is not known whether the records were stored: restart the server, and read them back";
     ShuttingDown 503 "shutting_down" Soon Nothing "try again";
     Recovering 503 "recovering" After Nothing "try again after `Retry-After`";
-    Overloaded 503 "overloaded" After Nothing "the memory for requests and answers is used up (`--max-http-memory-bytes`), or no permit came: send it again after `Retry-After`";
+    Overloaded 503 "overloaded" After Nothing "the memory for requests and answers is used up (`--max-http-memory-bytes`), or too many requests do the same at once: send it again after `Retry-After`";
     CannotGrow 503 "cannot_grow" After Nothing "wait: the server has no descriptors or memory for the next segment";
     OutOfResources 503 "out_of_resources" After Nothing "wait: the server has no descriptors or memory for this";
     DiskFull 507 "disk_full" Soon Nothing "make room, or trim";

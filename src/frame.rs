@@ -28,9 +28,9 @@ pub(crate) fn in_bytes(words: impl Into<u64>) -> usize {
 }
 
 /// Bytes before the value.
-pub(crate) const HEADER: usize = 24;
+pub(crate) const HEADER_BYTES: usize = 24;
 /// Words of the smallest frame, that of an empty value.
-pub(crate) const MIN_WORDS: u32 = (HEADER / WORD) as u32;
+pub(crate) const MIN_WORDS: u32 = (HEADER_BYTES / WORD) as u32;
 
 /// Set in every frame.
 const FRAME: u16 = 0x8000;
@@ -142,7 +142,7 @@ fn checksum(seed: u32, length: u32, rest: &[u8]) -> u32 {
 #[inline]
 pub(crate) fn encode(dst: &mut [u8], key: Key, stamp: Stamp, value: &[u8]) {
     let length = value.len() as u32;
-    let (header, body) = dst.split_at_mut(HEADER);
+    let (header, body) = dst.split_at_mut(HEADER_BYTES);
     // The last word, if the value fills only part of it, is assembled in a register and stored at once: the checksum
     // reads it back a moment later, which stalls if the word comes from two stores (measured: a fifth of an append).
     let (whole, rest) = value.split_at(value.len() / WORD * WORD);
@@ -173,7 +173,7 @@ pub(crate) fn peek_words(bytes: &[u8]) -> Option<u64> {
 /// Reads the frame at the start of `bytes` without checking its CRC; for frames that this process wrote or verified.
 #[inline]
 pub(crate) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
-    let (header, body) = bytes.split_first_chunk::<HEADER>()?;
+    let (header, body) = bytes.split_first_chunk::<HEADER_BYTES>()?;
     let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|i| header[n * WORD + i]));
     let (first, last) = (word(0), word(2));
     let body = body.get(..(first >> 32) as usize)?;
@@ -199,11 +199,11 @@ pub(crate) struct Head {
 }
 
 /// Bytes from which [`head`] says all it can: the header, and how long an extension block is.
-pub(crate) const HEAD: usize = HEADER + EXTENSION_LENGTH;
+pub(crate) const PEEK_BYTES: usize = HEADER_BYTES + EXTENSION_LENGTH;
 
-/// The head of the frame that begins `bytes`, of which [`HEAD`] are enough. `None` if it cannot be one.
+/// The head of the frame that begins `bytes`, of which [`PEEK_BYTES`] are enough. `None` if it cannot be one.
 pub(crate) fn head(bytes: &[u8], key: Key) -> Option<Head> {
-    let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
+    let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>()?;
     let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|i| header[n * WORD + i]));
     let (body, raw_flags) = ((word(0) >> 32) as usize, (word(2) >> 48) as u16);
     if raw_flags & FRAME == 0 || raw_flags & !KNOWN != 0 {
@@ -226,7 +226,7 @@ pub(crate) fn next_candidate(bytes: &[u8]) -> Option<usize> {
         let flags = u16::from_le_bytes([word[WORD - 2], word[WORD - 1]]);
         flags & FRAME != 0 && flags & !KNOWN == 0
     };
-    bytes.get(HEADER - WORD..)?.chunks_exact(WORD).position(may_end_header)
+    bytes.get(HEADER_BYTES - WORD..)?.chunks_exact(WORD).position(may_end_header)
 }
 
 /// What the header at the start of `bytes` says, if it can be the header of a frame that fits: its flags are known and
@@ -238,7 +238,7 @@ pub(crate) fn plausible(bytes: &[u8], key: Key) -> Option<Verified<'_>> {
         return None;
     }
     let frame = parse(bytes)?;
-    let padding = bytes.get(HEADER + frame.body.len()..in_bytes(frame.words()))?;
+    let padding = bytes.get(HEADER_BYTES + frame.body.len()..in_bytes(frame.words()))?;
     if padding.iter().any(|&byte| byte != 0) {
         return None;
     }
@@ -285,7 +285,7 @@ mod tests {
             let found = decode(&bytes, Key::test(seed)).unwrap();
             prop_assert_eq!((found.stamp(), found.frame.value, found.frame.body), (stamp, &value[..], &value[..]));
             prop_assert_eq!(peek_words(&bytes), Some(bytes.len() as u64 / 8));
-            let head = head(&bytes[..HEAD.min(bytes.len())], Key::test(seed)).unwrap();
+            let head = head(&bytes[..PEEK_BYTES.min(bytes.len())], Key::test(seed)).unwrap();
             prop_assert_eq!((head.record, head.time, head.flags), (record, stamp.time, stamp.flags));
             prop_assert_eq!((head.words, head.length), (bytes.len() as u64 / 8, value.len()));
         }
@@ -318,7 +318,7 @@ mod tests {
         let bytes = encoded(1, stamp, b"\x03\0extvalue");
         let frame = decode(&bytes, Key::test(1)).unwrap().frame;
         assert_eq!((frame.extension, frame.value, frame.words()), (&b"ext"[..], &b"value"[..], 5));
-        let head = head(&bytes[..HEAD], Key::test(1)).unwrap();
+        let head = head(&bytes[..PEEK_BYTES], Key::test(1)).unwrap();
         assert_eq!((head.record, head.flags, head.words, head.length), (1, EXTENDED, 5, 5));
         for lies in [&b""[..], b"\x01", b"\x02\0x", b"\xff\xffxyz"] {
             assert_eq!(decode(&encoded(1, stamp, lies), Key::test(1)), None);

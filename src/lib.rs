@@ -67,11 +67,11 @@ pub use log::{
     verify_with_progress,
 };
 #[cfg(any(feature = "client", feature = "store"))]
-pub use log::{BATCH_EXTRA_BYTES, PRODUCER_MARK_BYTES};
+pub use log::{BATCH_EXTRA_BYTES, MAX_PRODUCER_MARK_BYTES};
 #[cfg(feature = "store")]
 pub use log::{
-    BegunEpoch, CURSORS_PER_LOG, Cursor, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, Produced, ProducerBatch,
-    ProducerState, StoredBatch, is_producer_id,
+    BegunEpoch, Cursor, MAX_CURSORS_PER_LOG, MAX_PRODUCER_EPOCH, MAX_PRODUCER_ID_BYTES, Produced,
+    ProducerBatch, ProducerState, StoredBatch, is_producer_id,
 };
 /// The name of [`BegunEpoch`] in earlier versions.
 #[cfg(feature = "store")]
@@ -81,3 +81,15 @@ pub type OpenedProducer = BegunEpoch;
 #[cfg(feature = "store")]
 #[deprecated(note = "use `MAX_PRODUCER_EPOCH`")]
 pub const PRODUCER_EPOCH_MAX: u32 = MAX_PRODUCER_EPOCH;
+/// The name of [`MAX_CURSORS_PER_LOG`] in earlier versions.
+#[cfg(feature = "store")]
+#[deprecated(note = "use `MAX_CURSORS_PER_LOG`")]
+pub const CURSORS_PER_LOG: usize = MAX_CURSORS_PER_LOG;
+/// The name of [`MAX_PRODUCER_ID_BYTES`] in earlier versions.
+#[cfg(feature = "store")]
+#[deprecated(note = "use `MAX_PRODUCER_ID_BYTES`")]
+pub const PRODUCER_ID_BYTES: usize = MAX_PRODUCER_ID_BYTES;
+/// The name of [`MAX_PRODUCER_MARK_BYTES`] in earlier versions.
+#[cfg(any(feature = "client", feature = "store"))]
+#[deprecated(note = "use `MAX_PRODUCER_MARK_BYTES`")]
+pub const PRODUCER_MARK_BYTES: usize = MAX_PRODUCER_MARK_BYTES;

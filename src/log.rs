@@ -65,9 +65,9 @@ pub(crate) use flush::MAX_CLOSE_TIME;
 pub use futures::{AppendAsync, AppendDurable, Durable, Room, Visible};
 pub use inspect::{Report, verify, verify_with_progress};
 #[cfg(any(feature = "client", feature = "store"))]
-pub use limits::{BATCH_EXTRA_BYTES, PRODUCER_MARK_BYTES};
+pub use limits::{BATCH_EXTRA_BYTES, MAX_PRODUCER_MARK_BYTES};
 #[cfg(feature = "store")]
-pub use limits::{CURSORS_PER_LOG, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES};
+pub use limits::{MAX_CURSORS_PER_LOG, MAX_PRODUCER_EPOCH, MAX_PRODUCER_ID_BYTES};
 pub use limits::{MAX_SEGMENT_BYTES, RECORD_EXTRA_BYTES};
 pub use options::{Durability, Options};
 #[cfg(all(fuzzing, feature = "store"))]
@@ -107,6 +107,7 @@ use crate::{
 };
 pub(crate) use room::WaitFor;
 use std::{
+    fmt,
     ops::{Bound, RangeBounds},
     path::{Path, PathBuf},
     time::Duration,
@@ -248,9 +249,10 @@ impl Shared {
 
     /// A write has failed: nothing more is appended, all waiters get an error, and nothing is tried again, because a
     /// failed sync says nothing about what is on the disk.
-    fn fail(&self, error: &Error) {
-        if self.ending.set(End::Failed(error.to_string().into())) {
-            tracing::error!(dir = %self.dir.display(), %error, "the log's writer has failed");
+    fn fail(&self, cause: &dyn fmt::Display) {
+        let reason = format!("the log's writer has failed: {cause}; open the log again to recover");
+        if self.ending.set(End::Failed(reason.into())) {
+            tracing::error!(dir = %self.dir.display(), error = %cause, "the log's writer has failed");
             // Records that are in memory and not on disk are left for the next opening.
             self.roll.keep_shared_memory();
         }
@@ -258,7 +260,7 @@ impl Shared {
     }
 
     fn panicked(&self) {
-        self.fail(&Error::Failed { reason: "a thread that worked for it panicked".into() });
+        self.fail(&"a thread that worked for it panicked");
     }
 
     /// Fails every append that has not reserved its place yet, and wakes all waiters.
@@ -552,7 +554,7 @@ impl Log {
     }
 
     /// Appends a record when there is room for it, and returns its offset when it is durable:
-    /// [`append_wait`](Self::append_wait) for async code. If the future is dropped, the record may or may not be appended.
+    /// [`append_wait_durable`](Self::append_wait_durable) for async code. If the future is dropped, the record may or may not be appended.
     ///
     /// # Errors
     /// As [`append`](Self::append), and as [`wait_durable`](Self::wait_durable).
@@ -564,10 +566,19 @@ impl Log {
     ///
     /// # Errors
     /// As [`append`](Self::append), and as [`wait_durable`](Self::wait_durable).
-    pub fn append_wait(&self, value: &[u8]) -> Result<u64, Error> {
+    pub fn append_wait_durable(&self, value: &[u8]) -> Result<u64, Error> {
         let offset = self.append(value)?;
         self.shared.wait_durable(offset)?;
         Ok(offset)
+    }
+
+    /// The name of [`append_wait_durable`](Self::append_wait_durable) in earlier versions.
+    ///
+    /// # Errors
+    /// As `append_wait_durable`.
+    #[deprecated(note = "use `append_wait_durable`")]
+    pub fn append_wait(&self, value: &[u8]) -> Result<u64, Error> {
+        self.append_wait_durable(value)
     }
 
     /// Completes when an append that got [`Error::WouldBlock`] is worth another try, and it is this caller's turn. To be
@@ -761,6 +772,7 @@ impl Log {
 /// simulation can be replayed: there, each check runs the background work.
 #[cfg(feature = "store")]
 const CHECKS: u32 = 10;
+/// How long they pause between two checks.
 const CHECK_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a record may be only in memory while nobody waits for it.

@@ -1,11 +1,11 @@
-//! The names that logs can have: in a directory, in an address, in a command line.
+//! The names that logs and cursors can have: in a directory, in an address, in a command line.
 
 /// The longest name of a log, in bytes.
-pub const NAME_BYTES: usize = 128;
+pub const MAX_NAME_BYTES: usize = 128;
 
-/// Whether a log can have this name: it needs no quoting anywhere, and is neither hidden nor a flag.
-pub(crate) fn is_log_name(name: &str) -> bool {
-    (1..=NAME_BYTES).contains(&name.len())
+/// Whether a log or a cursor can have this name: it needs no quoting anywhere, and is neither hidden nor a flag.
+pub(crate) fn is_name(name: &str) -> bool {
+    (1..=MAX_NAME_BYTES).contains(&name.len())
         && !name.starts_with(['.', '-'])
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }

@@ -26,7 +26,7 @@ use crate::{
 use std::sync::OnceLock;
 
 /// Where the frames begin in the file.
-pub(crate) const FRAMES: u64 = BLOCK;
+pub(crate) const FRAMES_AT: u64 = BLOCK;
 
 /// The smallest and the largest capacity a segment may have, in bytes of frames and index.
 pub(crate) const CAPACITIES: std::ops::RangeInclusive<u64> = BLOCK..=MAX_CAPACITY;

@@ -29,7 +29,7 @@ use crate::{
     LogId,
     disk::Disk,
     log::{COMMON_LOCK, Environment, Error as LogError, MAX_CLOSE_TIME, SETTINGS, budget::Budget},
-    name::is_log_name,
+    name::is_name,
     segment::file::base_of,
     sync::{read_lock, write_lock},
 };
@@ -45,7 +45,10 @@ use std::{
     time::Duration,
 };
 
-pub use crate::name::NAME_BYTES;
+pub use crate::name::MAX_NAME_BYTES;
+/// The name of [`MAX_NAME_BYTES`] in earlier versions.
+#[deprecated(note = "use `MAX_NAME_BYTES`")]
+pub const NAME_BYTES: usize = MAX_NAME_BYTES;
 pub use crate::settings::{InvalidSettings, LogSettings, ValueError, Values};
 pub use entry::OpenLog;
 pub use error::Error;
@@ -59,6 +62,7 @@ use scrubber::Scrubber;
 /// The prefix of a deleted log's directory until it is removed. No log's name starts with a dot.
 const DELETED: &str = ".deleted-";
 
+/// What the clones of a store, its housekeeper and its scrubber share.
 struct Inner {
     env: Environment,
     dir: PathBuf,
@@ -472,7 +476,7 @@ fn warn_of_backings(disk: &dyn Disk, at: &Path, dir: &Path) {
 }
 
 fn check_name(name: &str) -> Result<(), Error> {
-    if is_log_name(name) { Ok(()) } else { Err(Error::BadName { name: name.chars().take(200).collect() }) }
+    if is_name(name) { Ok(()) } else { Err(Error::BadName { name: name.chars().take(200).collect() }) }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -27,7 +27,7 @@ pub(crate) use dir::{BackingContent, BackingDir, FoundBacking};
 pub(crate) use dir::{owners, remove_all};
 #[cfg(not(loom))]
 use head::Owner;
-pub(crate) use head::{HEAD, Label, Predecessor, backing_bytes};
+pub(crate) use head::{BACKING_HEAD_BYTES, Label, Predecessor, backing_bytes};
 #[cfg(not(loom))]
 pub(super) use head::{LABEL, LABEL_BYTES, PREDECESSOR_AT, SEALED_AT};
 #[cfg(all(test, not(loom)))]
@@ -43,7 +43,7 @@ pub(crate) static SHM_FALLBACKS: AtomicU64 = AtomicU64::new(0);
 
 /// The backings that one opening of a log has.
 #[derive(Debug)]
-pub(crate) struct ShmBacking {
+pub(crate) struct LogBackings {
     pub(crate) dir: BackingDir,
     #[cfg(not(loom))]
     secret: [u8; 16],
@@ -64,7 +64,7 @@ pub(crate) fn no_backing(dir: &Path, error: &io::Error) {
     reports::failure(dir, error, what);
 }
 
-impl ShmBacking {
+impl LogBackings {
     /// Backings in `dir` for the log with this secret. `opening` is a random number, which no other opening of the log has.
     pub(crate) fn new(dir: BackingDir, secret: [u8; 16], opening: u64) -> Self {
         let _ = (secret, opening);
@@ -142,7 +142,7 @@ impl ShmBacking {
 #[cfg(not(loom))]
 #[derive(Debug)]
 pub(super) struct BackingFile {
-    backings: std::sync::Arc<ShmBacking>,
+    backings: std::sync::Arc<LogBackings>,
     name: String,
 }
 
@@ -165,7 +165,7 @@ impl Drop for BackingFile {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::{
-        head::{DIR, LABEL},
+        head::{DIR_AT, LABEL},
         *,
     };
     use crate::LogId;
@@ -173,11 +173,11 @@ mod tests {
     use crate::disk::{Disk, is_transient};
     use std::sync::Arc;
 
-    fn backings(at: &Path, dir: &Path) -> Arc<ShmBacking> {
+    fn backings(at: &Path, dir: &Path) -> Arc<LogBackings> {
         let disk = crate::disk::native();
         let node = disk.node(dir).unwrap();
         let dir = BackingDir::open(&*disk, at, LogId([1; 16]), dir, node).unwrap();
-        Arc::new(ShmBacking::new(dir, [2; 16], 77))
+        Arc::new(LogBackings::new(dir, [2; 16], 77))
     }
 
     #[test]
@@ -262,7 +262,7 @@ mod tests {
         let path = made.latest().unwrap();
         let good = std::fs::read(&path).unwrap();
         let of_dir = place.path().canonicalize().unwrap().as_os_str().len();
-        for at in (0..LABEL.end).chain(DIR..DIR + of_dir) {
+        for at in (0..LABEL.end).chain(DIR_AT..DIR_AT + of_dir) {
             let mut bad = good.clone();
             bad[at] ^= 4;
             std::fs::write(&path, &bad).unwrap();

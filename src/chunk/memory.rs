@@ -8,7 +8,7 @@ use super::backing::Predecessor;
 use crate::{frame::in_bytes, sync::AtomicU32};
 
 /// A record takes at least the smallest frame, and 4 bytes in the sealed segment's index.
-pub(crate) const MIN_RECORD_BYTES: u64 = (crate::frame::HEADER + 4) as u64;
+pub(crate) const MIN_RECORD_BYTES: u64 = (crate::frame::HEADER_BYTES + 4) as u64;
 
 /// How much is faulted in at once. The system clears that much memory without giving the core to anybody else (64 MiB
 /// in one call made requests on that core wait for 100 ms).
@@ -73,12 +73,12 @@ impl ChunkMemory {
     /// There is no room for one, or whatever else keeps it from being created.
     pub(crate) fn backed(
         capacity: u64,
-        backings: &std::sync::Arc<super::backing::ShmBacking>,
+        backings: &std::sync::Arc<super::backing::LogBackings>,
     ) -> std::io::Result<Self> {
         #[cfg(not(loom))]
         {
             let (backing, map) = backings.create(capacity)?;
-            Ok(Self::over(capacity, map, super::backing::HEAD, Some(backing)))
+            Ok(Self::over(capacity, map, super::backing::BACKING_HEAD_BYTES, Some(backing)))
         }
         #[cfg(loom)]
         {
@@ -173,7 +173,9 @@ impl ChunkMemory {
     #[cfg(not(loom))]
     fn note(&self, at: usize) -> &std::sync::atomic::AtomicU64 {
         assert!(at == super::backing::PREDECESSOR_AT || at == super::backing::SEALED_AT);
-        assert!(self.start == super::backing::HEAD && at.is_multiple_of(8) && at + 8 <= self.start);
+        assert!(
+            self.start == super::backing::BACKING_HEAD_BYTES && at.is_multiple_of(8) && at + 8 <= self.start
+        );
         // SAFETY: the word is within the head, which the mapping has if there is a backing, as asserted; it is aligned,
         // because the mapping starts at a page; and every access to these bytes while the mapping lives is through this
         // atomic.
@@ -187,7 +189,7 @@ impl ChunkMemory {
 
     /// Bytes of a chunk's frames and slots: what counts against the memory budget.
     pub(crate) const fn footprint(capacity: u64) -> u64 {
-        capacity + (capacity / MIN_RECORD_BYTES + BLOCK as u64) * 4
+        capacity + (capacity / MIN_RECORD_BYTES + SPREAD_SLOTS as u64) * 4
     }
 
     /// Makes used memory as good as new. The frames may stay: they do not verify with another segment's key, and
@@ -197,7 +199,7 @@ impl ChunkMemory {
         if self.backing.is_some() {
             self.write_label([0; LABEL_BYTES]);
         }
-        let used = (records as usize).next_multiple_of(BLOCK).min(self.slots.len());
+        let used = (records as usize).next_multiple_of(SPREAD_SLOTS).min(self.slots.len());
         for slot in &mut self.slots[..used] {
             #[cfg(not(loom))]
             {
@@ -274,7 +276,7 @@ impl Drop for ChunkMemory {
 
 fn slots(capacity: u64) -> Box<[AtomicU32]> {
     let records = (capacity / MIN_RECORD_BYTES) as usize;
-    (0..records.next_multiple_of(BLOCK)).map(|_| AtomicU32::new(0)).collect()
+    (0..records.next_multiple_of(SPREAD_SLOTS)).map(|_| AtomicU32::new(0)).collect()
 }
 
 #[cfg(not(loom))]
@@ -290,7 +292,7 @@ fn populate(map: &memmap2::MmapRaw) {
 }
 
 /// The number of slots in a block of the spreading.
-const BLOCK: usize = 256;
+const SPREAD_SLOTS: usize = 256;
 
 /// Where a record's slot is: the two low hex digits of its number are swapped, so that records appended one after the
 /// other by different threads do not share a cache line (measured: 1.2 to 1.5 times faster for two threads).

@@ -20,7 +20,7 @@ use clap::ValueEnum;
 use indicatif::ProgressBar;
 use input::{Input, Next, Records};
 use millstream::{
-    Code, PRODUCER_ID_BYTES, client,
+    Code, MAX_PRODUCER_ID_BYTES, client,
     import::{Progress, Split},
     is_producer_id,
 };
@@ -106,7 +106,7 @@ enum Format {
 fn import_name(text: &str) -> Result<String, String> {
     let expected = || {
         format!(
-            "it must be 1 to {PRODUCER_ID_BYTES} printable characters of ASCII, with no space at either end"
+            "it must be 1 to {MAX_PRODUCER_ID_BYTES} printable characters of ASCII, with no space at either end"
         )
     };
     is_producer_id(text).then(|| text.to_owned()).ok_or_else(expected)

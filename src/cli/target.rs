@@ -257,7 +257,7 @@ impl Target {
     pub(super) async fn trim(&self, log: &str, before: u64) -> Result<u64, Failure> {
         match self {
             Self::Server(client) => Ok(client.trim(log, before).await?),
-            Self::Directory(store) => Ok(store.get(log)?.trim_all(before)?),
+            Self::Directory(store) => Ok(store.get(log)?.trim_to(before)?),
         }
     }
 

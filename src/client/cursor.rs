@@ -4,7 +4,7 @@ use super::{Client, Error, json, nothing, path_of, understood};
 use crate::{
     Code,
     api::{CursorInfo, CursorPosition, CursorsInfo},
-    name::is_log_name,
+    name::is_name,
 };
 use hyper::Method;
 
@@ -26,7 +26,7 @@ impl Client {
     /// [`Error::BadName`].
     pub fn cursor(&self, log: &str, name: &str) -> Result<Cursor, Error> {
         path_of(log)?;
-        if !is_log_name(name) {
+        if !is_name(name) {
             return Err(Error::BadName { name: name.to_owned() });
         }
         Ok(Cursor { client: self.clone(), log: log.to_owned(), name: name.to_owned() })

@@ -21,7 +21,7 @@ pub enum Error {
     /// No log or cursor can have this name.
     #[error(
         "{name:?} is not a name of a log or a cursor: use 1 to {} of A-Z a-z 0-9 . _ -, not beginning with . or -",
-        crate::name::NAME_BYTES
+        crate::name::MAX_NAME_BYTES
     )]
     BadName {
         /// The name that was given.
@@ -30,7 +30,7 @@ pub enum Error {
     /// No record can have this mark.
     #[error(
         "{mark:?} cannot be a mark: use up to {} characters of ASCII, without control characters, and no space at either end",
-        crate::PRODUCER_MARK_BYTES
+        crate::MAX_PRODUCER_MARK_BYTES
     )]
     BadMark {
         /// The mark that was given.
@@ -70,7 +70,7 @@ pub enum Error {
         next_offset: u64,
     },
     /// The log ends before the offset. If it was longer before, it was deleted and created again, or has lost records.
-    #[error("the offset is beyond the end of the log, which is {next_offset}")]
+    #[error("the log ends at {next_offset}, before that offset")]
     BeyondEnd {
         /// The offset that the next record gets.
         next_offset: u64,

@@ -265,7 +265,7 @@ impl Shared {
 /// Fails with [`Error::BadMark`] unless the mark can be sent in a header unchanged.
 fn check_mark(mark: &str) -> Result<(), Error> {
     let is_whole = mark.bytes().all(|byte| matches!(byte, b' '..=b'~')) && mark.trim() == mark;
-    if is_whole && mark.len() <= crate::PRODUCER_MARK_BYTES {
+    if is_whole && mark.len() <= crate::MAX_PRODUCER_MARK_BYTES {
         Ok(())
     } else {
         Err(Error::BadMark { mark: mark.to_owned() })

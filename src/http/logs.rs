@@ -111,6 +111,6 @@ pub(super) async fn trim(
     Problem::check_id(&log, wanted)?;
     let bytes = body::read_small(body, context, asker.share).await?;
     let Trim { before } = object::parse(&bytes, r#"{"before":0}"#)?;
-    let first_offset = context.on_log(asker.share, &log, move |log| log.trim_all(before)).await?;
+    let first_offset = context.on_log(asker.share, &log, move |log| log.trim_to(before)).await?;
     Ok(json(&Trimmed { first_offset }))
 }

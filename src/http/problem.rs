@@ -136,7 +136,7 @@ impl Problem {
 
     /// A client reads where nothing is, and does not wait.
     pub(super) fn beyond_the_end(offset: u64, next: u64) -> Self {
-        let detail = format!("offset {offset} is beyond the end of the log, which is {next}");
+        let detail = format!("the log ends at {next}, before offset {offset}");
         Self::new(Code::OffsetBeyondEnd, detail).with(|numbers| numbers.next_offset = Some(next))
     }
 
@@ -202,7 +202,7 @@ impl Problem {
 
     /// Other requests are at work on the log, or on too many logs at once.
     pub(super) fn log_is_busy() -> Self {
-        let detail = "other requests are opening, creating, trimming or deleting this log, or too many others; try again a little later";
+        let detail = "the log is busy: another request is opening, creating, trimming or deleting it, or as many other logs as allowed at once; try again a little later";
         Self::new(Code::Overloaded, detail)
     }
 

@@ -195,7 +195,7 @@ impl Reading {
 
     /// Skips damage, or ends the range before the damaged record: a client that continues there gets the error. Returns
     /// whether the range goes on.
-    fn passes(&mut self, error: Error) -> Result<bool, Problem> {
+    fn pass_or_end(&mut self, error: Error) -> Result<bool, Problem> {
         match error.bad_record() {
             Some(offset) if self.course.damaged == OnDamage::Skip => {
                 self.reader.seek_readable(offset + 1)?;
@@ -237,7 +237,7 @@ impl Reading {
                 }
                 Ok(Next::Wants(..)) => return Ok(Went::Some),
                 Err(error) => {
-                    if self.passes(error)? {
+                    if self.pass_or_end(error)? {
                         continue;
                     }
                     break;
@@ -282,7 +282,7 @@ impl Reading {
                 Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / SKIP_STEP_BYTES,
                 Ok(None) => break,
                 Err(LookError::Error(error)) => {
-                    if !self.passes(error)? {
+                    if !self.pass_or_end(error)? {
                         break;
                     }
                     steps += 1;

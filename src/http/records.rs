@@ -21,7 +21,7 @@ use super::{
     share::ConnectionShare,
 };
 use crate::{
-    Code, LogId, PRODUCER_MARK_BYTES,
+    Code, LogId, MAX_PRODUCER_MARK_BYTES,
     api::Appended,
     log::{Error, Produced, ProducerBatch, Record, WaitFor, check_first},
     store::{LogSettings, OpenLog},
@@ -71,9 +71,9 @@ struct ToAppend {
 fn named_batch(headers: &HeaderMap) -> Result<Option<NamedBatch>, Problem> {
     let refuse = |detail: String| Err(Problem::new(Code::InvalidProducer, detail));
     let ProducerHeaders { id, epoch, sequence, mark } = ProducerHeaders::parse(headers)?;
-    if mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) || mark.is_some() && id.is_none() {
+    if mark.is_some_and(|mark| mark.len() > MAX_PRODUCER_MARK_BYTES) || mark.is_some() && id.is_none() {
         return refuse(format!(
-            "Producer-Mark has up to {PRODUCER_MARK_BYTES} bytes, and comes with Producer-Id"
+            "Producer-Mark has up to {MAX_PRODUCER_MARK_BYTES} bytes, and comes with Producer-Id"
         ));
     }
     if mark.is_some_and(|mark| mark.starts_with(session::MARK)) {

@@ -63,11 +63,11 @@ impl ConnectionShare {
         self.listening.load(Ordering::Relaxed)
     }
 
-    pub(super) fn listens(&self) {
+    pub(super) fn begin_listening(&self) {
         self.listening.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn listens_no_more(&self) {
+    pub(super) fn end_listening(&self) {
         self.listening.fetch_sub(1, Ordering::Relaxed);
     }
 

@@ -64,7 +64,7 @@ impl WaitedLogs {
     }
 
     fn begin_for(self: &Arc<Self>, log: u64, share: &Arc<ConnectionShare>) -> LogWait {
-        share.listens();
+        share.begin_listening();
         let end = Arc::new(Notify::new());
         let connection = share.number();
         let mut all = lock(&self.all);
@@ -149,7 +149,7 @@ impl LogWait {
 
 impl Drop for LogWait {
     fn drop(&mut self) {
-        self.share.listens_no_more();
+        self.share.end_listening();
         lock(&self.logs.all).remove(self.log, self.number);
     }
 }

@@ -23,7 +23,7 @@ impl Log {
     /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
     /// log.append_batch_from(["a", "b", "c"])?;
     /// let from = log.roll()?;
-    /// log.append_wait(b"all before this is in the database")?;
+    /// log.append_wait_durable(b"all before this is in the database")?;
     /// assert_eq!(log.trim(from)?, 3);
     /// # Ok(())
     /// # }
@@ -39,7 +39,7 @@ impl Shared {
     fn roll(&self) -> Result<u64, Error> {
         self.writable()?;
         let active = self.active.load_full();
-        // Looked at once: a record that comes after this is after the end, with the segment that it is in.
+        // Read once: a record that is appended after this lies after the end, and so does its segment.
         let mut end = active.segment.base();
         if active.chunk.reserved() > 0 {
             let mut turn = Turn::new(self.roll.line());

@@ -11,20 +11,20 @@
 use super::requests::LastWrite;
 use super::{
     Error, Log, Shared,
-    limits::CURSORS_PER_LOG,
+    limits::MAX_CURSORS_PER_LOG,
     recovery::CURSORS as CURSORS_FILE,
     requests::{Answered, Request, Requests},
 };
 use crate::{
     disk::{is_full, tree},
-    name::is_log_name,
+    name::is_name,
     sync::{Arc, Mutex, MutexGuard, lock, try_lock},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
 
 /// More bytes than the file has: for each cursor its name and its offset.
-pub(super) const MAX_FILE_BYTES: u64 = CURSORS_PER_LOG as u64 * 256;
+pub(super) const MAX_FILE_BYTES: u64 = MAX_CURSORS_PER_LOG as u64 * 256;
 
 /// The content of `cursors.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,7 +112,7 @@ struct Written {
 /// # let dir = tempfile::tempdir().unwrap();
 /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
 /// let cursor = log.cursor("mailer")?;
-/// log.append_wait(b"one")?;
+/// log.append_wait_durable(b"one")?;
 /// let mut reader = log.reader(cursor.offset()?.unwrap_or(0));
 /// while let Some(record) = reader.read_next()? {
 ///     // Process the record, and then:
@@ -218,7 +218,7 @@ impl Log {
     /// # Errors
     /// [`Error::BadCursor`].
     pub fn cursor(&self, name: &str) -> Result<Cursor, Error> {
-        if is_log_name(name) {
+        if is_name(name) {
             Ok(Cursor { shared: Arc::clone(&self.shared), name: name.to_owned() })
         } else {
             Err(Error::BadCursor)
@@ -344,7 +344,7 @@ impl Change {
             return Err(Error::UnexpectedCursor { offset: was });
         }
         match self.to {
-            Some(_) if was.is_none() && cursors.len() >= CURSORS_PER_LOG => {
+            Some(_) if was.is_none() && cursors.len() >= MAX_CURSORS_PER_LOG => {
                 return Err(Error::TooManyCursors);
             }
             Some(to) => cursors.insert(self.name.clone(), to),

@@ -36,8 +36,8 @@ impl End {
         let reason = match self {
             Self::Closed => return Error::Closed,
             Self::Failed(reason) => Arc::clone(reason),
-            Self::Deleted => "it was deleted".into(),
-            Self::Reopened => "it was opened again, because there is room now".into(),
+            Self::Deleted => "the log was deleted".into(),
+            Self::Reopened => "the log was opened again, because there is room now: get it again".into(),
         };
         Error::Failed { reason }
     }

@@ -1,6 +1,8 @@
 //! What can go wrong with a log.
 
-use super::limits::{CURSORS_PER_LOG, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES};
+use super::limits::{
+    MAX_CURSORS_PER_LOG, MAX_PRODUCER_EPOCH, MAX_PRODUCER_ID_BYTES, MAX_PRODUCER_MARK_BYTES,
+};
 use crate::disk;
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -43,7 +45,7 @@ pub enum Error {
         next: u64,
     },
     /// The offset is beyond the end of the log: a cursor cannot be set there, and the log cannot be trimmed to it.
-    #[error("offset {offset} is beyond the end of the log, which is {end}")]
+    #[error("the log ends at {end}, before offset {offset}")]
     BeyondEnd {
         /// Where it was to be.
         offset: u64,
@@ -56,7 +58,7 @@ pub enum Error {
     )]
     BadCursor,
     /// The log has as many cursors as it may have.
-    #[error("the log has {} cursors, and cannot have more; remove some", CURSORS_PER_LOG)]
+    #[error("the log has {} cursors, and cannot have more; remove some", MAX_CURSORS_PER_LOG)]
     TooManyCursors,
     /// A conditional change of a cursor found it elsewhere.
     #[error("{}", match .offset {
@@ -80,8 +82,8 @@ pub enum Error {
     #[error(
         "a producer's id has 1 to {} characters of printable ASCII, without a space at either end, and its \
          mark up to {} bytes",
-        PRODUCER_ID_BYTES,
-        PRODUCER_MARK_BYTES
+        MAX_PRODUCER_ID_BYTES,
+        MAX_PRODUCER_MARK_BYTES
     )]
     BadProducer,
     /// A batch names an epoch above 2,147,483,647 that its producer has not begun.
@@ -149,10 +151,11 @@ pub enum Error {
         /// What was found.
         reason: Arc<str>,
     },
-    /// A write failed. The log can be read, but not written to, until it is opened again, which recovers it.
-    #[error("the log's writer has failed: {reason}; open the log again to recover")]
+    /// Nothing more can be appended to the log as it was opened: a write has failed, and opening the log again recovers it;
+    /// or it was deleted, or opened again in its place.
+    #[error("{reason}")]
     Failed {
-        /// What failed.
+        /// What has happened, and what to do.
         reason: Arc<str>,
     },
     /// There is no room on the disk for the next segment, or for records that were appended before; these wait for it.

@@ -14,11 +14,11 @@ pub const RECORD_EXTRA_BYTES: RangeInclusive<u64> =
 pub const BATCH_EXTRA_BYTES: u64 = 256;
 
 /// The most cursors of a log.
-pub const CURSORS_PER_LOG: usize = 1000;
+pub const MAX_CURSORS_PER_LOG: usize = 1000;
 /// The longest id of a producer, in bytes.
-pub const PRODUCER_ID_BYTES: usize = 64;
+pub const MAX_PRODUCER_ID_BYTES: usize = 64;
 /// The longest mark of a producer, in bytes.
-pub const PRODUCER_MARK_BYTES: usize = 128;
+pub const MAX_PRODUCER_MARK_BYTES: usize = 128;
 /// The highest epoch that a batch may begin by naming it. Higher ones begin only with `Log::begin_epoch`: so, whatever
 /// epoch a client names, 2,147,483,648 are left for that. A producer's first epoch is the number of seconds since 2020,
 /// which reaches this one in 2088.

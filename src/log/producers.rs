@@ -26,7 +26,7 @@ mod table;
 use super::{
     Error, Log, Payload, append,
     append::Extended,
-    limits::{PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES},
+    limits::{MAX_PRODUCER_ID_BYTES, MAX_PRODUCER_MARK_BYTES},
     room::WaitFor,
 };
 use crate::{
@@ -168,10 +168,10 @@ pub(super) struct Producers {
     asked: Arc<epochs::Asked>,
 }
 
-/// Whether this may be the id of a producer, which a header and a path have to carry: 1 to [`PRODUCER_ID_BYTES`] printable
+/// Whether this may be the id of a producer, which a header and a path have to carry: 1 to [`MAX_PRODUCER_ID_BYTES`] printable
 /// characters of ASCII, with no space at either end.
 pub fn is_producer_id(id: &str) -> bool {
-    (1..=PRODUCER_ID_BYTES).contains(&id.len())
+    (1..=MAX_PRODUCER_ID_BYTES).contains(&id.len())
         && id.bytes().all(|byte| (b' '..=b'~').contains(&byte))
         && id.trim_ascii().len() == id.len()
 }
@@ -209,7 +209,7 @@ impl Log {
         wait_for: WaitFor,
     ) -> Result<Produced, Error> {
         check_id(batch.id)?;
-        if batch.mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) {
+        if batch.mark.is_some_and(|mark| mark.len() > MAX_PRODUCER_MARK_BYTES) {
             return Err(Error::BadProducer);
         }
         let mut extended = block(batch);

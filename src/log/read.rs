@@ -12,7 +12,7 @@ use crate::{
     chunk::Chunk,
     disk::salvage,
     frame::{self, Frame, JSON, LOST},
-    segment::{Segment, file, sealed},
+    segment::{Segment, file, sealed::SealedFile},
     sync::Arc,
 };
 use cold::{Cold, READ_BYTES};
@@ -104,11 +104,12 @@ impl Shared {
         let Some(sealed) = cold.segment.sealed.get() else { return Err(Error::Damaged { offset }) };
         let record = (offset - cold.segment.base()) as u32;
         let mut buf = Vec::new();
-        let found = sealed::read_record(&*cold.file, sealed, cold.segment.key, record, &mut buf)
+        let found = SealedFile { file: &*cold.file, sealed, key: cold.segment.key }
+            .read_record(record, &mut buf)
             .map_err(|error| cannot_read(offset, "read", &path(), error))?;
         let Frame { time, flags, value, body, .. } = found.ok_or(Error::Damaged { offset })?;
         let (length, json, lost) = (value.len(), flags & JSON != 0, flags & LOST != 0);
-        let before = frame::HEADER + body.len() - length;
+        let before = frame::HEADER_BYTES + body.len() - length;
         buf.drain(..before); // the frame is reduced to its value, in place
         buf.truncate(length);
         let time = cold.segment.header.created + time;
@@ -137,7 +138,8 @@ impl Shared {
             };
             let (base, key) = (cold.segment.base(), cold.segment.key);
             let Some(sealed) = cold.segment.sealed.get() else { return Ok(offset) };
-            let next = sealed::next_readable(&*cold.file, sealed, key, (offset - base) as u32)
+            let next = SealedFile { file: &*cold.file, sealed, key }
+                .next_readable((offset - base) as u32)
                 .map_err(Error::io("read a segment in", &self.dir))?;
             if let Some(record) = next {
                 return Ok(base + u64::from(record));

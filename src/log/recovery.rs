@@ -20,11 +20,11 @@ mod survey;
 
 #[cfg(feature = "store")]
 pub(super) use dir::ensure_free;
-pub(super) use dir::{ASIDE, lock};
 #[cfg(feature = "store")]
 pub(crate) use dir::{COMMON_LOCK, SETTINGS, id_of, is_ours, only_ours};
 #[cfg(feature = "store")]
 pub(in crate::log) use dir::{CURSORS, PRODUCERS};
+pub(super) use dir::{DAMAGED, lock};
 pub(super) use fill::{Filling, fill};
 pub(super) use full::Full;
 #[cfg(feature = "store")]

@@ -13,7 +13,7 @@ use crate::{
     disk::{self, Aligned, BLOCK, Disk, salvage, tree},
     frame::{self, LOST, MORE, Stamp, WORD},
     segment::{
-        CAPACITIES, FRAMES,
+        CAPACITIES, FRAMES_AT,
         file::{self, SegmentFile},
         header::{Header, Secret},
         region::Region,
@@ -166,7 +166,7 @@ fn mark_lost(
 fn ensure_repairable(dir: &Path, plan: &Plan) -> Result<(), Error> {
     for range in &plan.lost {
         let count = range.end - range.start;
-        if capacity_for(count.saturating_mul(frame::HEADER as u64), count).is_none() {
+        if capacity_for(count.saturating_mul(frame::HEADER_BYTES as u64), count).is_none() {
             let reason = "more records are missing there than one segment can hold".into();
             return Err(Error::Corrupt { path: dir.join(file::name(range.start)), reason });
         }
@@ -259,7 +259,7 @@ fn write_zeros(disk: &dyn Disk, path: &Path) -> io::Result<()> {
         let range = part.start / block * block..part.end.next_multiple_of(block);
         let mut blocks = Aligned::new(range.len())?;
         blocks[..range.len()].copy_from_slice(&region.blocks()[range.clone()]);
-        file.write_at(&[IoSlice::new(&blocks)], FRAMES + range.start as u64)?;
+        file.write_at(&[IoSlice::new(&blocks)], FRAMES_AT + range.start as u64)?;
     }
     Ok(())
 }
@@ -275,8 +275,8 @@ impl FileCopy {
     fn of(disk: &dyn Disk, path: &Path) -> io::Result<Self> {
         let source = disk.open(path, false)?;
         let length = source.len()?;
-        let mut head = Aligned::new(FRAMES as usize)?;
-        salvage::read(&*source, &mut head[..length.min(FRAMES) as usize], 0, true)?;
+        let mut head = Aligned::new(FRAMES_AT as usize)?;
+        salvage::read(&*source, &mut head[..length.min(FRAMES_AT) as usize], 0, true)?;
         Ok(Self { head, region: Region::read(&*source, length, true)?, length })
     }
 
@@ -298,7 +298,7 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment) -> Result<
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
     let of_it = format!("{}.", file::name(segment.header.base));
     let own = FileCopy::of(disk, &segment.path).map_err(Error::io("read", &segment.path))?;
-    for name in names.iter().filter(|name| name.starts_with(&of_it) && name.ends_with(recovery::ASIDE)) {
+    for name in names.iter().filter(|name| name.starts_with(&of_it) && name.ends_with(recovery::DAMAGED)) {
         let path = dir.join(name);
         if FileCopy::of(disk, &path).map_err(Error::io("read", &path))? == own {
             disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
@@ -306,7 +306,7 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment) -> Result<
         }
     }
     let free = (1..=names.len() + 1)
-        .map(|n| format!("{of_it}{n}{}", recovery::ASIDE))
+        .map(|n| format!("{of_it}{n}{}", recovery::DAMAGED))
         .find(|name| !names.contains(name));
     let path = dir.join(free.expect("more names than files were tried, so one is free"));
     own.create(disk, dir, &path).map_err(Error::io("keep the damaged file as", &path))?;
@@ -394,7 +394,7 @@ fn write_sealed(disk: &dyn Disk, dir: &Path, header: &Header, frames: &[u8], sca
     let file = SegmentFile::prepare(disk, dir, u64::MAX, capacity)?;
     let mut blocks = Aligned::new(frames.len())?;
     blocks[..frames.len()].copy_from_slice(frames);
-    file.file().write_at(&[IoSlice::new(&blocks)], FRAMES)?;
+    file.file().write_at(&[IoSlice::new(&blocks)], FRAMES_AT)?;
     recovery::seal(file.file(), header, scan)?;
     file.begin(disk, dir, header)
 }
@@ -415,9 +415,9 @@ mod tests {
         assert_eq!(capacity_for(BLOCK - 3, 1), Some(2 * BLOCK));
         assert_eq!(capacity_for(max - 4, 1), Some(max));
         assert_eq!(capacity_for(max - 3, 1), None);
-        let records = max / (frame::HEADER as u64 + 4);
-        assert!(capacity_for(records * frame::HEADER as u64, records).is_some());
-        assert_eq!(capacity_for((records + 1) * frame::HEADER as u64, records + 1), None);
+        let records = max / (frame::HEADER_BYTES as u64 + 4);
+        assert!(capacity_for(records * frame::HEADER_BYTES as u64, records).is_some());
+        assert_eq!(capacity_for((records + 1) * frame::HEADER_BYTES as u64, records + 1), None);
         assert_eq!(capacity_for(u64::MAX, u64::MAX), None);
     }
 
@@ -431,7 +431,7 @@ mod tests {
         }
         log.close().unwrap();
         let first = Path::new(DIR).join(file::name(0));
-        sim.damage(&first, |bytes| bytes[FRAMES as usize + 3 * 128 + 50] ^= 1);
+        sim.damage(&first, |bytes| bytes[FRAMES_AT as usize + 3 * 128 + 50] ^= 1);
         let bytes = sim.dump()[&first].clone();
         let header = Header::decode(bytes[..].first_chunk().unwrap()).unwrap().header;
         let last = SegmentFile::prepare(&sim, Path::new(DIR), 1, 8192).unwrap();

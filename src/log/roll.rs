@@ -35,7 +35,7 @@ use super::{
     task::Schedule,
 };
 use crate::{
-    chunk::{Chunk, ChunkPosition, PoolShare, Predecessor, ShmBacking},
+    chunk::{Chunk, ChunkPosition, LogBackings, PoolShare, Predecessor},
     disk,
     segment::{Segment, header::Header},
     sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap},
@@ -142,7 +142,7 @@ fn smaller(capacity: u64, least: u64) -> u64 {
 impl Roller {
     pub(super) fn new(
         budget: Arc<Budget>,
-        backings: Option<std::sync::Arc<ShmBacking>>,
+        backings: Option<std::sync::Arc<LogBackings>>,
         threads: std::sync::Arc<dyn Schedule>,
     ) -> Self {
         Self {
@@ -215,7 +215,11 @@ impl Roller {
 
     pub(super) fn start(&self, shared: &Arc<Shared>) {
         let chunk = &shared.active.load_full().chunk;
-        self.spares.growth.begins(chunk.reserved_bytes(), chunk.capacity(), shared.env.machine.elapsed());
+        self.spares.growth.note_opening(
+            chunk.reserved_bytes(),
+            chunk.capacity(),
+            shared.env.machine.elapsed(),
+        );
         self.queue.start(shared, Job::FaultIn(Arc::clone(chunk)));
     }
 
@@ -289,7 +293,7 @@ impl Shared {
     /// gone away: from now on a small one is enough, and replaces it if the budget is exceeded.
     #[cfg(feature = "store")]
     pub(super) fn give_up_untaken(&self) {
-        if self.roll.spares.gives_up_untaken(self.options.first_segment_bytes) {
+        if self.roll.spares.give_up_untaken(self.options.first_segment_bytes) {
             self.roll.ask(0);
         }
     }
@@ -328,7 +332,7 @@ impl Shared {
         self.roll.spares.forget_needs();
         let closed = self.active.load_full().chunk.clone();
         let filled = closed.end().map_or(0, ChunkPosition::bytes);
-        self.roll.spares.growth.rolls(filled, closed.capacity(), self.env.machine.elapsed());
+        self.roll.spares.growth.note_roll(filled, closed.capacity(), self.env.machine.elapsed());
         let created = clock::start_of_segment(self.env.machine.now(), newest);
         if created < newest {
             tracing::warn!(
@@ -338,7 +342,7 @@ impl Shared {
         }
         let header = Header { log: self.id, base, capacity, created, secret: self.secret };
         memory.label(&header.label(), predecessor);
-        self.roll.begins(&memory);
+        self.roll.note_begun(&memory);
         let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.share))));
         Some(Arc::new(Segment::new(header, Some(file), chunk)))
     }

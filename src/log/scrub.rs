@@ -50,7 +50,7 @@ impl Log {
     /// # fn main() -> Result<(), millstream::Error> {
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
-    /// log.append_wait(b"a record")?;
+    /// log.append_wait_durable(b"a record")?;
     /// log.roll()?;
     /// let mut from = log.first_offset();
     /// while let Some(scrubbed) = log.scrub(from, |_| true)? {

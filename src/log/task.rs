@@ -18,7 +18,7 @@ pub(crate) trait Run: Send + Sync {
     fn run(self: std::sync::Arc<Self>);
 }
 
-/// A pool of threads.
+/// What runs tasks: a pool of threads, or the simulation.
 pub(crate) trait Schedule: Send + Sync {
     /// Runs the task as soon as a thread is free.
     fn soon(&self, task: std::sync::Arc<dyn Run>);

@@ -16,7 +16,7 @@ use {
 /// Files that are removed at once: in between, the maintenance task does its other work.
 const FILES_PER_SLICE: usize = 8;
 
-/// How long [`Log::trim_all`] waits for the last records to be durable.
+/// How long [`Log::trim_to`] waits for the last records to be durable.
 const MAX_WAIT_FOR_LAST: Duration = Duration::from_secs(5);
 
 /// Segments that have left the chain, and whose files are still to be removed.
@@ -86,12 +86,12 @@ impl Log {
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
     /// log.append_batch_from(["a", "b", "c"])?;
-    /// assert_eq!(log.trim_all(3)?, 3);
+    /// assert_eq!(log.trim_to(3)?, 3);
     /// assert_eq!(log.append(b"d")?, 3);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn trim_all(&self, before: u64) -> Result<u64, Error> {
+    pub fn trim_to(&self, before: u64) -> Result<u64, Error> {
         let end = self.next_offset();
         if before > end {
             return Err(Error::BeyondEnd { offset: before, end });
@@ -105,6 +105,15 @@ impl Log {
             self.shared.roll_at(end);
         }
         self.trim(before)
+    }
+
+    /// The name of [`trim_to`](Self::trim_to) in earlier versions.
+    ///
+    /// # Errors
+    /// As `trim_to`.
+    #[deprecated(note = "use `trim_to`")]
+    pub fn trim_all(&self, before: u64) -> Result<u64, Error> {
+        self.trim_to(before)
     }
 
     /// Whether old segments can be dropped, even if there is no room for writing.

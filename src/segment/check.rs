@@ -6,7 +6,7 @@
 //! damaged.
 
 use super::{
-    FRAMES,
+    FRAMES_AT,
     header::Header,
     region::Region,
     sealed::{Footer, Searched, footer_at, index_at},
@@ -20,7 +20,16 @@ use std::{io, ops::Range};
 /// How many bytes are read at once.
 const READ_BYTES: usize = 1 << 20;
 
+pub(crate) const HEADER_COPY_DAMAGED: &str =
+    "one of the header's two copies does not verify; opening rewrites it";
+pub(crate) const HEADER_PART_UNREADABLE: &str =
+    "the disk cannot read all of the segment's header; the readable part is sufficient";
 const UNREADABLE_PART: &str = "the disk cannot read some of its bytes; no record is damaged";
+
+/// Why records are missing.
+pub(crate) fn missing_because(unreadable: bool) -> &'static str {
+    if unreadable { "the disk cannot read it" } else { "no frame there verifies" }
+}
 
 /// What the file of a sealed segment must hold.
 #[derive(Debug, Clone, Copy)]
@@ -164,12 +173,9 @@ impl Checker<'_> {
         let unreadable = block.as_ref().is_some_and(|block| !block.is_whole);
         let decoded = block.and_then(|block| Header::decode(&block.bytes).ok());
         match decoded.filter(|decoded| decoded.header == self.expected.header) {
-            Some(_) if unreadable => self.note(
-                "the disk cannot read all of the segment's header; the readable part is sufficient",
-                true,
-            ),
+            Some(_) if unreadable => self.note(HEADER_PART_UNREADABLE, true),
             Some(decoded) if !decoded.whole => {
-                self.note("one of the header's two copies does not verify; opening rewrites it", false);
+                self.note(HEADER_COPY_DAMAGED, false);
             }
             Some(_) => {}
             None if unreadable => self.note("the segment's header cannot be read", true),
@@ -181,7 +187,7 @@ impl Checker<'_> {
     /// Verifies all frames in order. Returns the CRC of the index that leads to them, or `None` if one does not verify, or
     /// cannot be read.
     fn check_frames(&mut self) -> Result<Option<u32>, Ended> {
-        let end = (index_at(self.expected.words) - FRAMES) as usize;
+        let end = (index_at(self.expected.words) - FRAMES_AT) as usize;
         let mut walk = Walk::new(self.expected);
         // A part of the frames, from byte `at` of them on, which begins with a block.
         let (mut held, mut length, mut at) = (Aligned::new(READ_BYTES.min(end))?, 0, 0);
@@ -198,7 +204,7 @@ impl Checker<'_> {
                 let record = (begun + frame::in_bytes(words)).next_multiple_of(BLOCK as usize).min(end - at);
                 held = copy(&held[..length], record.max(length + run))?;
             }
-            if !self.read(&mut held[length..length + run], FRAMES + next as u64)?.is_empty() {
+            if !self.read(&mut held[length..length + run], FRAMES_AT + next as u64)?.is_empty() {
                 return Ok(None);
             }
             length += run;
@@ -231,7 +237,7 @@ impl Checker<'_> {
         if unreadable && missing.is_empty() {
             self.note(UNREADABLE_PART, true);
         }
-        let reason = if unreadable { "the disk cannot read it" } else { "no frame there verifies" };
+        let reason = missing_because(unreadable);
         let findings = missing.into_iter().map(|records| Finding { records, reason, unreadable });
         self.findings.extend(findings);
         Ok(())
@@ -323,7 +329,7 @@ impl Walk {
         while self.record < self.records {
             let rest = &bytes[frame::in_bytes(self.word) - at..];
             let Some(words) = frame::peek_words(rest) else { return true };
-            let is_other = rest.len() >= frame::HEAD
+            let is_other = rest.len() >= frame::PEEK_BYTES
                 && frame::head(rest, self.key).is_none_or(|head| head.record != self.record);
             if is_other || words > u64::from(self.words - self.word) {
                 return false;

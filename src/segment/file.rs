@@ -2,7 +2,7 @@
 //! offset is known, and written block by block from its chunk. Zeros are written ahead of the frames while there is
 //! time.
 
-use super::{FRAMES, header::Header};
+use super::{FRAMES_AT, header::Header};
 use crate::{
     chunk::{Chunk, ChunkPosition},
     disk::{self, Aligned, BLOCK, Disk, File},
@@ -44,12 +44,12 @@ pub(crate) fn base_of(name: &str) -> Option<u64> {
 /// The length that a file is created with: frames and index take at most `capacity`, plus one block each for rounding
 /// up, plus the footer.
 pub(crate) const fn length(capacity: u64) -> u64 {
-    FRAMES + capacity + 3 * BLOCK
+    FRAMES_AT + capacity + 3 * BLOCK
 }
 
 /// The bytes that are not written again in a file whose frames take `words` words: the whole blocks of those.
 pub(crate) fn written(words: u32) -> Range<u64> {
-    FRAMES..FRAMES + frame::in_bytes(words) as u64 / BLOCK * BLOCK
+    FRAMES_AT..FRAMES_AT + frame::in_bytes(words) as u64 / BLOCK * BLOCK
 }
 
 /// Whether this is a name that a file has before it is begun. Such a file is of no use after a crash.
@@ -89,7 +89,7 @@ pub(crate) fn write_header(file: &dyn File, header: &Header, durable: u32) -> io
 /// Writes whole blocks of the region of frames, beginning with byte `at` of it. Durable on return.
 pub(crate) fn write_blocks(file: &dyn File, blocks: &[u8], at: usize) -> io::Result<()> {
     for (part, at) in blocks.chunks(MAX_WRITE_BYTES).zip((at..).step_by(MAX_WRITE_BYTES)) {
-        file.write_at(&[IoSlice::new(part)], FRAMES + at as u64)?;
+        file.write_at(&[IoSlice::new(part)], FRAMES_AT + at as u64)?;
     }
     Ok(())
 }
@@ -184,7 +184,7 @@ impl SegmentFile {
         let before = whole.len().saturating_sub(1) / MAX_WRITE_BYTES * MAX_WRITE_BYTES;
         let (before, whole) = whole.split_at(before);
         write_blocks(&*self.file, before, start as usize)?;
-        let at = FRAMES + start + before.len() as u64;
+        let at = FRAMES_AT + start + before.len() as u64;
         match (whole.is_empty(), rest.is_empty()) {
             (true, true) => Ok(()),
             (false, true) => self.file.write_at(&[IoSlice::new(whole)], at),
@@ -224,7 +224,7 @@ impl SegmentFile {
             start..end
         };
         let result = Aligned::new((range.end - range.start) as usize)
-            .and_then(|zeros| self.file.write_at(&[IoSlice::new(&zeros)], FRAMES + range.start));
+            .and_then(|zeros| self.file.write_at(&[IoSlice::new(&zeros)], FRAMES_AT + range.start));
         let mut progress = lock(&self.progress);
         progress.zeroing = 0..0;
         match &result {
@@ -247,7 +247,7 @@ impl SegmentFile {
         if first.iter().skip(end - keep).any(|&byte| byte != 0) {
             first = &first[..end - keep];
             zeros[..first.len()].copy_from_slice(first);
-            self.file.write_at(&[IoSlice::new(&zeros[..SIZE])], FRAMES + keep as u64)?;
+            self.file.write_at(&[IoSlice::new(&zeros[..SIZE])], FRAMES_AT + keep as u64)?;
             zeros[..first.len()].fill(0);
         }
         // In the blocks after it, runs of blocks that are not zero.
@@ -261,7 +261,7 @@ impl SegmentFile {
             while blocks * SIZE < MAX_ZEROS_BYTES && rest.next_if(|(_, block)| !is_zero(block)).is_some() {
                 blocks += 1;
             }
-            let at = FRAMES + (keep + (n + 1) * SIZE) as u64;
+            let at = FRAMES_AT + (keep + (n + 1) * SIZE) as u64;
             self.file.write_at(&[IoSlice::new(&zeros[..blocks * SIZE])], at)?;
         }
         Ok(())

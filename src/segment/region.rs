@@ -1,6 +1,6 @@
 //! The frames' region of a segment in memory: everything after the header, as in the segment's file or in a backing.
 
-use super::FRAMES;
+use super::FRAMES_AT;
 use crate::disk::{Aligned, BLOCK, File, salvage};
 use std::{
     io,
@@ -35,10 +35,10 @@ impl Region {
         part: usize,
         mut read: impl FnMut(&mut [u8], u64) -> Result<Vec<Range<usize>>, E>,
     ) -> Result<Self, E> {
-        let length = file_length.saturating_sub(FRAMES) as usize;
+        let length = file_length.saturating_sub(FRAMES_AT) as usize;
         let mut region = Self { memory: Aligned::new(length)?, length, unreadable: Vec::new() };
         for (bytes, start) in region.memory[..length].chunks_mut(part).zip((0..).step_by(part)) {
-            let bad = read(bytes, FRAMES + start as u64)?;
+            let bad = read(bytes, FRAMES_AT + start as u64)?;
             region.unreadable.extend(bad.into_iter().map(|bad| start + bad.start..start + bad.end));
         }
         Ok(region)

@@ -4,7 +4,7 @@
 //! the right number; otherwise the frames themselves are searched.
 
 use super::{
-    FRAMES,
+    FRAMES_AT,
     header::Header,
     region::Region,
     scan::{self, Summary},
@@ -134,7 +134,7 @@ impl Footer {
     /// Where the footer of a segment file of `length` bytes is, if the file is sealed and cut to size: in the last
     /// block.
     pub(crate) fn position(length: u64) -> Option<u64> {
-        (length >= FRAMES + BLOCK && length.is_multiple_of(BLOCK)).then(|| length - BLOCK)
+        (length >= FRAMES_AT + BLOCK && length.is_multiple_of(BLOCK)).then(|| length - BLOCK)
     }
 
     /// The footer in that block, if it verifies and is where its counts say it must be.
@@ -147,7 +147,7 @@ impl Footer {
     /// of the segment's frames, whether or not the file was cut to size.
     pub(crate) fn ends(bytes: &[u8], header: &Header, found: &scan::Scan) -> bool {
         let records = found.positions.len() as u32;
-        let at = (footer_at(records, found.words) - FRAMES) as usize;
+        let at = (footer_at(records, found.words) - FRAMES_AT) as usize;
         let footer =
             bytes.get(at..).and_then(<[u8]>::first_chunk).and_then(|block| Self::decode(block, header));
         records > 0 && footer.is_some_and(|footer| footer.records == records && footer.words == found.words)
@@ -156,7 +156,7 @@ impl Footer {
 
 /// Where the index starts after this many words of frames.
 pub(crate) const fn index_at(words: u32) -> u64 {
-    FRAMES + (words as u64 * WORD as u64).next_multiple_of(BLOCK)
+    FRAMES_AT + (words as u64 * WORD as u64).next_multiple_of(BLOCK)
 }
 
 /// Where the footer is, after this many records in this many words.
@@ -187,90 +187,160 @@ pub(crate) fn seal(
     Ok(footer)
 }
 
-/// Reads one record of a sealed segment into `buf` through the index, and verifies it. `None` if it is damaged.
-pub(crate) fn read_record<'b>(
-    file: &dyn File,
-    sealed: &Sealed,
-    key: Key,
-    record: u32,
-    buf: &'b mut Vec<u8>,
-) -> io::Result<Option<frame::Frame<'b>>> {
-    let Some(position) = indexed(file, sealed, record) else { return Ok(None) };
-    let read = |buf: &mut [u8], at| file.read_at(buf, at);
-    if !read_frame(read, FIRST_READ_BYTES, sealed.words, position, buf).unwrap_or(false)
-        || !is_record(buf, key, record)
-    {
-        // The index or the frame is wrong, or one of them cannot be read: look for the record itself.
-        let Some(position) = find(file, sealed, key, record)? else { return Ok(None) };
-        // The page cache cannot read a page of which a sector is bad, though this record is in the others: only those
-        // are read.
-        let read = |buf: &mut [u8], at| match salvage::read(file, buf, at, true)?[..] {
-            [] => Ok(()),
-            _ => Err(rustix::io::Errno::IO.into()),
-        };
-        if !read_frame(read, frame::HEADER, sealed.words, position, buf)? {
-            return Ok(None);
+/// A sealed segment that can be read: its file, what is known of it, and the key of its frames.
+#[derive(Clone, Copy)]
+pub(crate) struct SealedFile<'a> {
+    pub(crate) file: &'a dyn File,
+    pub(crate) sealed: &'a Sealed,
+    pub(crate) key: Key,
+}
+
+impl SealedFile<'_> {
+    /// Reads one record of a sealed segment into `buf` through the index, and verifies it. `None` if it is damaged.
+    pub(crate) fn read_record<'b>(
+        self,
+        record: u32,
+        buf: &'b mut Vec<u8>,
+    ) -> io::Result<Option<frame::Frame<'b>>> {
+        let Self { file, sealed, key } = self;
+        let Some(position) = self.indexed(record) else { return Ok(None) };
+        let read = |buf: &mut [u8], at| file.read_at(buf, at);
+        if !read_frame(read, FIRST_READ_BYTES, sealed.words, position, buf).unwrap_or(false)
+            || !is_record(buf, key, record)
+        {
+            // The index or the frame is wrong, or one of them cannot be read: look for the record itself.
+            let Some(position) = self.find(record)? else { return Ok(None) };
+            // The page cache cannot read a page of which a sector is bad, though this record is in the others: only those
+            // are read.
+            let read = |buf: &mut [u8], at| match salvage::read(file, buf, at, true)?[..] {
+                [] => Ok(()),
+                _ => Err(rustix::io::Errno::IO.into()),
+            };
+            if !read_frame(read, frame::HEADER_BYTES, sealed.words, position, buf)? {
+                return Ok(None);
+            }
         }
+        Ok(frame::decode(buf, key).filter(|found| found.record == record).map(|found| found.frame))
     }
-    Ok(frame::decode(buf, key).filter(|found| found.record == record).map(|found| found.frame))
-}
 
-/// The CRC in the frame of a record of a sealed segment; the frame is verified. `None` if it is damaged.
-pub(crate) fn crc_of(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<Option<u32>> {
-    let mut buf = Vec::new();
-    let whole = read_record(file, sealed, key, record, &mut buf)?.is_some();
-    Ok(whole.then(|| frame::claimed_crc(&buf, key).0))
-}
-
-/// The word where a record of a sealed segment starts; its frame is verified. `None` if it is damaged.
-pub(crate) fn position_of(
-    file: &dyn File,
-    sealed: &Sealed,
-    key: Key,
-    record: u32,
-) -> io::Result<Option<u32>> {
-    let Some(position) = indexed(file, sealed, record) else { return Ok(None) };
-    let mut buf = Vec::new();
-    let read = |buf: &mut [u8], at| file.read_at(buf, at);
-    if read_frame(read, FIRST_READ_BYTES, sealed.words, position, &mut buf).unwrap_or(false)
-        && is_record(&buf, key, record)
-    {
-        return Ok(Some(position));
+    /// The CRC in the frame of a record of a sealed segment; the frame is verified. `None` if it is damaged.
+    pub(crate) fn crc_of(self, record: u32) -> io::Result<Option<u32>> {
+        let Self { key, .. } = self;
+        let mut buf = Vec::new();
+        let whole = self.read_record(record, &mut buf)?.is_some();
+        Ok(whole.then(|| frame::claimed_crc(&buf, key).0))
     }
-    find(file, sealed, key, record)
-}
 
-/// The first record at or after `record` that verifies. Each candidate costs at most one attempt to read.
-pub(crate) fn next_readable(
-    file: &dyn File,
-    sealed: &Sealed,
-    key: Key,
-    record: u32,
-) -> io::Result<Option<u32>> {
-    let mut next = Some(record);
-    while let Some(record) = next.filter(|&record| record < sealed.records) {
-        match position_of(file, sealed, key, record) {
-            Ok(Some(_)) => return Ok(Some(record)),
-            Err(error) if !salvage::is_unreadable(&error) => return Err(error),
-            _ => {} // by now all frames have been searched
+    /// The word where a record of a sealed segment starts; its frame is verified. `None` if it is damaged.
+    pub(crate) fn position_of(self, record: u32) -> io::Result<Option<u32>> {
+        let Self { file, sealed, key } = self;
+        let Some(position) = self.indexed(record) else { return Ok(None) };
+        let mut buf = Vec::new();
+        let read = |buf: &mut [u8], at| file.read_at(buf, at);
+        if read_frame(read, FIRST_READ_BYTES, sealed.words, position, &mut buf).unwrap_or(false)
+            && is_record(&buf, key, record)
+        {
+            return Ok(Some(position));
         }
+        self.find(record)
+    }
+
+    /// The first record at or after `record` that verifies. Each candidate costs at most one attempt to read.
+    pub(crate) fn next_readable(self, record: u32) -> io::Result<Option<u32>> {
+        let Self { sealed, .. } = self;
+        let mut next = Some(record);
+        while let Some(record) = next.filter(|&record| record < sealed.records) {
+            match self.position_of(record) {
+                Ok(Some(_)) => return Ok(Some(record)),
+                Err(error) if !salvage::is_unreadable(&error) => return Err(error),
+                _ => {} // by now all frames have been searched
+            }
+            let searched = lock(&sealed.searched).clone();
+            let survivors =
+                sealed.survivors.as_ref().or(searched.as_ref().map(|searched| &searched.survivors));
+            next = match survivors {
+                Some(survivors) => survivors.next(record + 1),
+                None => Some(record + 1),
+            };
+        }
+        Ok(None)
+    }
+
+    /// Where a record of a sealed segment probably is; nothing is verified. If an earlier search has not found it, asks the
+    /// disk again for what could not be read then, as reading the record does.
+    pub(crate) fn whereabouts(self, record: u32) -> io::Result<Whereabouts> {
+        let Self { sealed, .. } = self;
         let searched = lock(&sealed.searched).clone();
-        let survivors = sealed.survivors.as_ref().or(searched.as_ref().map(|searched| &searched.survivors));
-        next = match survivors {
-            Some(survivors) => survivors.next(record + 1),
-            None => Some(record + 1),
+        let at = match searched.filter(|_| sealed.survivors.is_none()) {
+            Some(found) => self.search_again(record, found)?.survivors.get(record),
+            None => self.indexed(record),
         };
+        Ok(at.map_or(Whereabouts::Nowhere, Whereabouts::Indexed))
     }
-    Ok(None)
+
+    /// Where the index says that a record is; nothing is verified. After all frames if the index cannot be read: that is
+    /// treated like an index that is wrong. `None` if the record is missing.
+    fn indexed(self, record: u32) -> Option<u32> {
+        let Self { file, sealed, .. } = self;
+        if let Some(survivors) = &sealed.survivors {
+            return survivors.get(record);
+        }
+        let mut entry = [0; 4];
+        let read = file.read_at(&mut entry, index_at(sealed.words) + u64::from(record) * 4);
+        Some(if read.is_ok() { u32::from_le_bytes(entry) } else { u32::MAX })
+    }
+
+    /// Finds a record by searching the frames themselves, whether or not those before it are damaged; for when the index is
+    /// damaged. The result of the search is kept. It is repeated only if the record is missing and some part that could not
+    /// be read now can be: one reader at a time asks the disk for that, which may take seconds, and the others get what is
+    /// known. If some part cannot be read and the record is not in the rest, returns a read error.
+    fn find(self, record: u32) -> io::Result<Option<u32>> {
+        let Self { sealed, .. } = self;
+        let known = || lock(&sealed.searched).clone();
+        let found = if let Some(found) = known() {
+            found
+        } else {
+            let _searching = lock(&sealed.searching);
+            let meanwhile = known();
+            if let Some(found) = meanwhile { found } else { self.search()? }
+        };
+        let found = self.search_again(record, found)?;
+        match &found.unreadable[..] {
+            [bad, ..] if !found.has(record) => Err(io::Error::other(salvage::Unreadable(bad.clone()))),
+            _ => Ok(found.survivors.get(record)),
+        }
+    }
+
+    /// Repeats a search that has not found a record, if that may find it now.
+    fn search_again(self, record: u32, found: Arc<Searched>) -> io::Result<Arc<Searched>> {
+        let Self { file, sealed, .. } = self;
+        if found.has(record) || found.unreadable.is_empty() {
+            return Ok(found);
+        }
+        // One reader of a segment at a time asks the disk again; what it finds is exchanged under a lock.
+        let Some(_asking) = Busy::begin(&sealed.asking) else { return Ok(found) };
+        if !found.can_be_read(file) {
+            return Ok(found);
+        }
+        self.search()
+    }
+
+    /// Searches all frames, and keeps what is found.
+    fn search(self) -> io::Result<Arc<Searched>> {
+        let Self { file, sealed, key } = self;
+        let found = Arc::new(Searched::at(file, sealed, key)?);
+        *lock(&sealed.searched) = Some(Arc::clone(&found));
+        Ok(found)
+    }
 }
 
 /// The head of the frame of `record` at a word, by a read of that alone; nothing is verified. `None` if it cannot be
 /// there, or cannot be read.
 pub(crate) fn head_at(file: &dyn File, words: u32, key: Key, record: u32, at: u32) -> Option<frame::Head> {
     let left = frame::in_bytes(words.saturating_sub(at));
-    let mut bytes = [0; frame::HEAD];
-    let bytes = &mut bytes[..frame::HEAD.min(left)];
-    file.read_at(bytes, FRAMES + frame::in_bytes(at) as u64).ok()?;
+    let mut bytes = [0; frame::PEEK_BYTES];
+    let bytes = &mut bytes[..frame::PEEK_BYTES.min(left)];
+    file.read_at(bytes, FRAMES_AT + frame::in_bytes(at) as u64).ok()?;
     head_in(bytes, words, key, record, at)
 }
 
@@ -281,39 +351,12 @@ pub(crate) fn head_in(bytes: &[u8], words: u32, key: Key, record: u32, at: u32) 
     frame::head(bytes, key).filter(|head| head.record == record && head.words <= left)
 }
 
-/// Where the index says that a record is; nothing is verified. After all frames if the index cannot be read: that is
-/// treated like an index that is wrong. `None` if the record is missing.
-fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> Option<u32> {
-    if let Some(survivors) = &sealed.survivors {
-        return survivors.get(record);
-    }
-    let mut entry = [0; 4];
-    let read = file.read_at(&mut entry, index_at(sealed.words) + u64::from(record) * 4);
-    Some(if read.is_ok() { u32::from_le_bytes(entry) } else { u32::MAX })
-}
-
 /// Where a record probably is, as far as that is known without searching.
 pub(crate) enum Whereabouts {
     /// At this word, if the index is right.
     Indexed(u32),
     /// Nowhere: reading it finds nothing, and searches nothing.
     Nowhere,
-}
-
-/// Where a record of a sealed segment probably is; nothing is verified. If an earlier search has not found it, asks the
-/// disk again for what could not be read then, as reading the record does.
-pub(crate) fn whereabouts(
-    file: &dyn File,
-    sealed: &Sealed,
-    key: Key,
-    record: u32,
-) -> io::Result<Whereabouts> {
-    let searched = lock(&sealed.searched).clone();
-    let at = match searched.filter(|_| sealed.survivors.is_none()) {
-        Some(found) => search_again(file, sealed, key, record, found)?.survivors.get(record),
-        None => indexed(file, sealed, record),
-    };
-    Ok(at.map_or(Whereabouts::Nowhere, Whereabouts::Indexed))
 }
 
 fn is_record(bytes: &[u8], key: Key, record: u32) -> bool {
@@ -334,10 +377,10 @@ fn read_frame(
 ) -> io::Result<bool> {
     let left = frame::in_bytes(words.saturating_sub(position));
     buf.resize(guess.min(left), 0);
-    let at = FRAMES + frame::in_bytes(position) as u64;
+    let at = FRAMES_AT + frame::in_bytes(position) as u64;
     if read(buf, at).is_err() {
         // The unreadable part may lie after this frame.
-        buf.truncate(frame::HEADER);
+        buf.truncate(frame::HEADER_BYTES);
         read(buf, at)?;
     }
     let Some(frame_words) = frame::peek_words(buf) else { return Ok(false) };
@@ -353,59 +396,13 @@ fn read_frame(
     Ok(true)
 }
 
-/// Finds a record by searching the frames themselves, whether or not those before it are damaged; for when the index is
-/// damaged. The result of the search is kept. It is repeated only if the record is missing and some part that could not
-/// be read now can be: one reader at a time asks the disk for that, which may take seconds, and the others get what is
-/// known. If some part cannot be read and the record is not in the rest, returns a read error.
-fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<Option<u32>> {
-    let known = || lock(&sealed.searched).clone();
-    let found = if let Some(found) = known() {
-        found
-    } else {
-        let _searching = lock(&sealed.searching);
-        let meanwhile = known();
-        if let Some(found) = meanwhile { found } else { search(file, sealed, key)? }
-    };
-    let found = search_again(file, sealed, key, record, found)?;
-    match &found.unreadable[..] {
-        [bad, ..] if !found.has(record) => Err(io::Error::other(salvage::Unreadable(bad.clone()))),
-        _ => Ok(found.survivors.get(record)),
-    }
-}
-
-/// Repeats a search that has not found a record, if that may find it now.
-fn search_again(
-    file: &dyn File,
-    sealed: &Sealed,
-    key: Key,
-    record: u32,
-    found: Arc<Searched>,
-) -> io::Result<Arc<Searched>> {
-    if found.has(record) || found.unreadable.is_empty() {
-        return Ok(found);
-    }
-    // One reader of a segment at a time asks the disk again; what it finds is exchanged under a lock.
-    let Some(_asking) = Busy::begin(&sealed.asking) else { return Ok(found) };
-    if !found.can_be_read(file) {
-        return Ok(found);
-    }
-    search(file, sealed, key)
-}
-
-/// Searches all frames, and keeps what is found.
-fn search(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Arc<Searched>> {
-    let found = Arc::new(Searched::at(file, sealed, key)?);
-    *lock(&sealed.searched) = Some(Arc::clone(&found));
-    Ok(found)
-}
-
 /// How many of the unreadable ranges are tried again for each record that is missing.
 const MAX_RETRIED_RANGES: usize = 8;
 
 impl Searched {
     fn at(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Self> {
         // What lies beyond the end of a file that was cut short is missing.
-        let end = file.len()?.min(FRAMES + frame::in_bytes(sealed.words) as u64);
+        let end = file.len()?.min(FRAMES_AT + frame::in_bytes(sealed.words) as u64);
         Ok(Self::among(&Region::read(file, end, true)?, sealed.records, key))
     }
 
@@ -435,7 +432,9 @@ impl Searched {
         let readable = |bad: &Range<usize>| {
             let at = (bad.start / salvage::SECTOR * salvage::SECTOR) as u64;
             let sector = Aligned::new(salvage::SECTOR);
-            sector.and_then(|mut sector| file.read_once(&mut sector[..salvage::SECTOR], FRAMES + at)).is_ok()
+            sector
+                .and_then(|mut sector| file.read_once(&mut sector[..salvage::SECTOR], FRAMES_AT + at))
+                .is_ok()
         };
         self.unreadable.iter().take(MAX_RETRIED_RANGES).any(readable)
     }

@@ -202,8 +202,8 @@ mod tests {
 
     /// Four words, the first of which starts what could be a frame of `length` bytes.
     fn header_like(length: u32, record: u32) -> Vec<u8> {
-        let mut bytes = vec![0; frame::HEADER + WORD];
-        encode(&mut bytes[..frame::HEADER], KEY, Stamp { record, behind: 0, time: 0, flags: 0 }, &[]);
+        let mut bytes = vec![0; frame::HEADER_BYTES + WORD];
+        encode(&mut bytes[..frame::HEADER_BYTES], KEY, Stamp { record, behind: 0, time: 0, flags: 0 }, &[]);
         bytes[4..8].copy_from_slice(&length.to_le_bytes());
         bytes
     }
@@ -258,7 +258,7 @@ mod tests {
         let mut bytes = Vec::with_capacity(size + 64);
         while bytes.len() < size {
             let left = (((size - bytes.len()) as u32 / 4 * 3) & !7).max(8);
-            bytes.extend_from_slice(&header_like(left, bytes.len() as u32 / 64)[..frame::HEADER]);
+            bytes.extend_from_slice(&header_like(left, bytes.len() as u32 / 64)[..frame::HEADER_BYTES]);
         }
         let (word, record) = (bytes.len() as u32 / 8, size as u32 / 40);
         bytes.extend_from_slice(&frames(&[(record, 2, 0)]));

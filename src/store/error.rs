@@ -1,6 +1,6 @@
 //! What can go wrong with a store of logs.
 
-use super::NAME_BYTES;
+use super::MAX_NAME_BYTES;
 use crate::{LogId, log::Error as LogError};
 
 /// What can go wrong with a store, beyond what can with a log.
@@ -15,7 +15,7 @@ pub enum Error {
     },
     /// Not a valid name for a log.
     #[error(
-        "{name:?} is not a name for a log: use 1 to {NAME_BYTES} of A-Z a-z 0-9 . _ -, not starting with . or -"
+        "{name:?} is not a name for a log: use 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 . _ -, not starting with . or -"
     )]
     BadName {
         /// The name given.

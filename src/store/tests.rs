@@ -26,7 +26,7 @@ fn options() -> StoreOptions {
 fn names_that_could_leave_the_directory_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), options()).unwrap();
-    let long = "x".repeat(NAME_BYTES + 1);
+    let long = "x".repeat(MAX_NAME_BYTES + 1);
     for name in ["", ".", "..", "a/b", "../a", "-a", ".deleted-1", "a\\b", "a b", "ä", "a\0", &long] {
         assert!(matches!(store.create(name, &LogSettings::default()), Err(Error::BadName { .. })), "{name}");
         assert!(matches!(store.get(name), Err(Error::BadName { .. })), "{name}");
@@ -152,7 +152,7 @@ fn logs_share_the_memory_and_each_continues_when_others_have_taken_it_all() {
 /// may be removed.
 #[test]
 fn backings_of_missing_logs_are_kept_and_those_of_deleted_logs_removed() {
-    use crate::chunk::{BackingDir, ChunkMemory, ShmBacking};
+    use crate::chunk::{BackingDir, ChunkMemory, LogBackings};
     let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with = || {
         let mut options = options();
@@ -171,7 +171,7 @@ fn backings_of_missing_logs_are_kept_and_those_of_deleted_logs_removed() {
     let left = ids.map(|(id, dir)| {
         let disk = crate::disk::native();
         let node = disk.node(&dir).unwrap();
-        let backings = Arc::new(ShmBacking::new(
+        let backings = Arc::new(LogBackings::new(
             BackingDir::open(&*disk, at.path(), id, &dir, node).unwrap(),
             [1; 16],
             1,

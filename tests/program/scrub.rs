@@ -26,7 +26,7 @@ fn filled(data: &Path) -> u64 {
         log.append_batch(&[&[7; RECORD][..]; 7]).unwrap();
     }
     log.roll().unwrap();
-    log.append_wait(b"the last one").unwrap();
+    log.append_wait_durable(b"the last one").unwrap();
     log.close().unwrap();
     let sealed = segments(data);
     let sealed = &sealed[..sealed.len() - 1];

@@ -1,6 +1,8 @@
 //! The directory of one log's backings in the memory file system.
 
-use super::head::{DIR, HEAD, LABEL, LABEL_1, Label, Owner, PREDECESSOR_AT, Predecessor, SEALED_AT};
+use super::head::{
+    BACKING_HEAD_BYTES, DIR_AT, LABEL, LABEL_1, Label, Owner, PREDECESSOR_AT, Predecessor, SEALED_AT,
+};
 #[cfg(feature = "store")]
 use crate::disk::is_transient;
 use crate::{
@@ -49,7 +51,7 @@ impl BackingDir {
     /// Of the log with this id in `dir`, in the memory file system at `at`.
     pub(crate) fn open(disk: &dyn Disk, at: &Path, log: LogId, dir: &Path, node: Node) -> io::Result<Self> {
         let log_dir = dir.canonicalize().or_else(|_| std::path::absolute(dir))?;
-        if log_dir.as_os_str().len() > HEAD - DIR {
+        if log_dir.as_os_str().len() > BACKING_HEAD_BYTES - DIR_AT {
             return Err(io::Error::other("the path of the log's directory is too long"));
         }
         Ok(Self { memory: disk.memory(at)?.of(&log.to_string()), log, log_dir, node })
@@ -72,7 +74,7 @@ impl BackingDir {
         Ok(found)
     }
 
-    fn content(&self, head: &[u8; HEAD]) -> BackingContent {
+    fn content(&self, head: &[u8; BACKING_HEAD_BYTES]) -> BackingContent {
         let Some(owner) = Owner::decode(head).filter(|owner| owner.log == self.log) else {
             return BackingContent::Invalid;
         };
@@ -113,16 +115,16 @@ impl BackingDir {
     /// are mapped and not copied; the backing's memory then stays until they are dropped.
     pub(crate) fn frames(&self, name: &str) -> io::Result<Aligned> {
         let file = self.memory.open(name)?;
-        let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
+        let length = file.metadata()?.len().saturating_sub(BACKING_HEAD_BYTES as u64) as usize;
         #[cfg(target_os = "linux")]
         if self.is_of_this_directory(&file)
-            && self.free_bytes() >= (HEAD + length) as u64
+            && self.free_bytes() >= (BACKING_HEAD_BYTES + length) as u64
             && let Some(frames) = mapped(&file, length)
         {
             return Ok(frames);
         }
         let mut frames = Aligned::new(length)?;
-        file.read_exact_at(&mut frames[..length], HEAD as u64)?;
+        file.read_exact_at(&mut frames[..length], BACKING_HEAD_BYTES as u64)?;
         Ok(frames)
     }
 
@@ -131,7 +133,7 @@ impl BackingDir {
         let file = self.memory.open(name)?;
         let mut read = 0;
         while read < bytes.len() {
-            match file.read_at(&mut bytes[read..], HEAD as u64 + at + read as u64) {
+            match file.read_at(&mut bytes[read..], BACKING_HEAD_BYTES as u64 + at + read as u64) {
                 Ok(0) => break,
                 Ok(more) => read += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -195,8 +197,8 @@ impl Drop for BackingDir {
 }
 
 /// The head of a backing.
-fn read_head(file: &File) -> io::Result<[u8; HEAD]> {
-    let mut head = [0; HEAD];
+fn read_head(file: &File) -> io::Result<[u8; BACKING_HEAD_BYTES]> {
+    let mut head = [0; BACKING_HEAD_BYTES];
     file.read_exact_at(&mut head, 0)?;
     Ok(head)
 }
@@ -252,7 +254,7 @@ fn mapped(file: &File, length: usize) -> Option<Aligned> {
     let metadata = file.metadata().ok()?;
     let is_there = metadata.blocks() * 512 >= metadata.len()
         && length > 0
-        && metadata.len() == (HEAD + length) as u64
+        && metadata.len() == (BACKING_HEAD_BYTES + length) as u64
         && (length as u64).is_multiple_of(BLOCK);
     if !is_there || rustix::fs::fstatfs(file).ok()?.f_type != TMPFS {
         return None;
@@ -260,7 +262,9 @@ fn mapped(file: &File, length: usize) -> Option<Aligned> {
     // SAFETY: the file does not change while it is mapped. Only this user can open its directory, and only the holder of the
     // log's lock, which is the caller, uses it. The writer has released that lock: by closing the log, which waits until nothing
     // writes to its memory, or by ending, after which it has no mappings.
-    let map = unsafe { memmap2::MmapOptions::new().offset(HEAD as u64).len(length).map_copy(file) }.ok()?;
+    let map =
+        unsafe { memmap2::MmapOptions::new().offset(BACKING_HEAD_BYTES as u64).len(length).map_copy(file) }
+            .ok()?;
     // Where a page has gone bad, this is an error, and so is reading it; using it would end the process. Before Linux 5.14 there
     // is no such advice.
     map.advise(memmap2::Advice::PopulateRead).ok()?;
@@ -282,24 +286,24 @@ mod tests {
             file.set_len(length).unwrap();
             if reserve {
                 rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length).unwrap();
-                file.write_all_at(b"frame", HEAD as u64).unwrap();
+                file.write_all_at(b"frame", BACKING_HEAD_BYTES as u64).unwrap();
             }
             file
         };
         let length = 4 * BLOCK as usize;
-        let whole = file((HEAD + length) as u64, true);
+        let whole = file((BACKING_HEAD_BYTES + length) as u64, true);
         let mut frames = mapped(&whole, length).unwrap();
         assert!(frames.len() == length && frames.starts_with(b"frame"));
         frames[0] = b'F';
         let mut first = [0];
-        whole.read_exact_at(&mut first, HEAD as u64).unwrap();
+        whole.read_exact_at(&mut first, BACKING_HEAD_BYTES as u64).unwrap();
         assert_eq!(&first, b"f", "what is changed is a copy");
         assert!(mapped(&whole, length - 1).is_none() && mapped(&whole, length + 1).is_none());
-        assert!(mapped(&file((HEAD + length) as u64, false), length).is_none(), "sparse");
-        assert!(mapped(&file((HEAD + length + 7) as u64, true), length + 7).is_none());
-        assert!(mapped(&file(HEAD as u64, true), 0).is_none());
+        assert!(mapped(&file((BACKING_HEAD_BYTES + length) as u64, false), length).is_none(), "sparse");
+        assert!(mapped(&file((BACKING_HEAD_BYTES + length + 7) as u64, true), length + 7).is_none());
+        assert!(mapped(&file(BACKING_HEAD_BYTES as u64, true), 0).is_none());
         let elsewhere = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        elsewhere.write_all_at(&vec![7; HEAD + length], 0).unwrap();
+        elsewhere.write_all_at(&vec![7; BACKING_HEAD_BYTES + length], 0).unwrap();
         assert!(mapped(&elsewhere, length).is_none(), "on a disk");
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// The length of the head, which precedes the chunk's bytes.
-pub(crate) const HEAD: usize = 4096;
+pub(crate) const BACKING_HEAD_BYTES: usize = 4096;
 const MAGIC: &[u8; 8] = b"MILLIMG2";
 /// The format of segments without a secret.
 const MAGIC_1: &[u8; 8] = b"MILLIMG1";
@@ -24,11 +24,11 @@ pub(in crate::chunk) const PREDECESSOR_AT: usize = 112;
 /// Where it is noted whether the segment was sealed.
 pub(in crate::chunk) const SEALED_AT: usize = 120;
 /// Where the path of the log's directory is.
-pub(super) const DIR: usize = 128;
+pub(super) const DIR_AT: usize = 128;
 
 /// The length of the backing of a chunk of `capacity`.
 pub(crate) const fn backing_bytes(capacity: u64) -> u64 {
-    HEAD as u64 + capacity
+    BACKING_HEAD_BYTES as u64 + capacity
 }
 
 /// Identifies the segment whose frames a backing holds.
@@ -114,7 +114,7 @@ impl Owner {
     #[cfg(not(loom))]
     pub(super) fn head(log: LogId, dir: &Path, node: Node, secret: [u8; 16]) -> Vec<u8> {
         let dir = dir.as_os_str().as_bytes();
-        let mut head = vec![0; DIR];
+        let mut head = vec![0; DIR_AT];
         head[..8].copy_from_slice(MAGIC);
         head[8..24].copy_from_slice(log.as_bytes());
         head[24..28].copy_from_slice(&(dir.len() as u32).to_le_bytes());
@@ -127,10 +127,10 @@ impl Owner {
         head
     }
 
-    pub(super) fn decode(head: &[u8; HEAD]) -> Option<Self> {
+    pub(super) fn decode(head: &[u8; BACKING_HEAD_BYTES]) -> Option<Self> {
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| head[at + i]));
         let (length, crc) = (word(24) as u32 as usize, word(CRC.start) as u32);
-        let dir = head.get(DIR..)?.get(..length)?;
+        let dir = head.get(DIR_AT..)?.get(..length)?;
         let (expected, node, secret) = if head.starts_with(MAGIC) {
             let secret = std::array::from_fn(|i| head[48 + i]);
             (Self::checksum(head, dir), (word(32), word(40)), Some(secret))

@@ -86,7 +86,7 @@ impl Body for RequestBody {
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         let Some(body) = self.body.as_mut() else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(context);
-        self.awaits(polled.is_pending());
+        self.set_awaited(polled.is_pending());
         let Poll::Ready(frame) = polled else {
             self.connection.note_incomplete_body();
             return Poll::Pending;
@@ -127,7 +127,7 @@ impl RequestBody {
         }
     }
 
-    fn awaits(&mut self, yes: bool) {
+    fn set_awaited(&mut self, yes: bool) {
         match (std::mem::replace(&mut self.awaited, yes), yes) {
             (false, true) => self.connection.awaited.fetch_add(1, Ordering::Relaxed),
             (true, false) => self.connection.awaited.fetch_sub(1, Ordering::Relaxed),
@@ -138,7 +138,7 @@ impl RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.awaits(false);
+        self.set_awaited(false);
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         if let Some(http1) = self.connection.http1() {

@@ -40,7 +40,7 @@ fn cursors_are_set_compared_listed_and_removed_and_are_there_after_opening_again
     let sim = Sim::new(1);
     let log = open(&sim);
     for n in 0..10u8 {
-        log.append_wait(&[n]).unwrap();
+        log.append_wait_durable(&[n]).unwrap();
     }
     let (a, b) = (log.cursor("a").unwrap(), log.cursor("b").unwrap());
     assert_eq!((a.offset().unwrap(), log.cursors().unwrap().len()), (None, 0));
@@ -74,7 +74,7 @@ fn cursors_are_set_compared_listed_and_removed_and_are_there_after_opening_again
 fn a_log_has_so_many_cursors_and_no_more() {
     let log = open(&Sim::new(1));
     let all: Vec<Cursor> =
-        (0..=CURSORS_PER_LOG).map(|n| log.cursor(&format!("{n}-{}", "x".repeat(120))).unwrap()).collect();
+        (0..=MAX_CURSORS_PER_LOG).map(|n| log.cursor(&format!("{n}-{}", "x".repeat(120))).unwrap()).collect();
     for cursor in &all[1..] {
         cursor.set(0).unwrap();
     }
@@ -93,7 +93,7 @@ fn what_is_answered_about_a_cursor_is_durable_at_every_step() {
         let sim = Sim::new(step);
         let log = open(&sim);
         for n in 0..9u8 {
-            log.append_wait(&[n]).unwrap();
+            log.append_wait_durable(&[n]).unwrap();
         }
         sim.end_after(step, Cut::Power);
         let cursor = log.cursor("c").unwrap();
@@ -121,7 +121,7 @@ fn what_is_answered_about_a_cursor_is_durable_at_every_step() {
 fn a_cursor_beyond_the_end_of_a_log_that_was_shortened_skips_nothing_that_comes_later() {
     let sim = Sim::new(1);
     let log = on(Arc::new(sim.clone()), Durability::Memory);
-    log.append_wait(b"durable").unwrap();
+    log.append_wait_durable(b"durable").unwrap();
     sim.hold(true);
     for _ in 0..4 {
         log.append(b"in memory").unwrap();
@@ -153,14 +153,14 @@ fn a_cursor_beyond_the_end_of_a_log_that_was_shortened_skips_nothing_that_comes_
 fn cursors_that_do_not_verify_are_refused_until_they_are_removed_and_the_log_is_used_meanwhile() {
     let sim = Sim::new(1);
     let log = open(&sim);
-    log.append_wait(b"x").unwrap();
+    log.append_wait_durable(b"x").unwrap();
     log.cursor("a").unwrap().set(1).unwrap();
     drop(log);
     for at in 0..sim.dump()[&file()].len() {
         let sim = sim.snapshot();
         sim.damage(&file(), |bytes| bytes[at] ^= 4);
         let log = open(&sim);
-        log.append_wait(b"y").unwrap();
+        log.append_wait_durable(b"y").unwrap();
         let cursor = log.cursor("a").unwrap();
         assert!(matches!(cursor.offset(), Err(Error::CursorsDamaged { .. })), "byte {at}");
         assert!(matches!(cursor.set(0), Err(Error::CursorsDamaged { .. })));
@@ -189,7 +189,7 @@ fn a_cursor_that_could_not_be_written_is_not_reported_as_set() {
         }
     });
     let log = on(gate, Durability::Disk);
-    log.append_wait(b"x").unwrap();
+    log.append_wait_durable(b"x").unwrap();
     let cursor = log.cursor("a").unwrap();
     cursor.set(0).unwrap();
     fails.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -273,7 +273,7 @@ fn closing_waits_for_a_cursor_that_is_being_written() {
     });
     let log = on(Arc::clone(&gate) as Arc<dyn crate::disk::Disk>, Durability::Disk);
     for n in 0..9u8 {
-        log.append_wait(&[n]).unwrap();
+        log.append_wait_durable(&[n]).unwrap();
     }
     state.store(1, SeqCst);
     let cursor = log.cursor("a").unwrap();
@@ -301,7 +301,7 @@ fn closing_waits_for_a_cursor_that_is_being_written() {
 fn on_a_full_disk_a_log_with_a_cursor_beyond_its_end_is_opened_for_reading() {
     let sim = Sim::new(1);
     let log = open(&sim);
-    log.append_wait(b"x").unwrap();
+    log.append_wait_durable(b"x").unwrap();
     drop(log);
     let text = serde_json::to_vec(&Content::new(BTreeMap::from([("beyond".to_owned(), 500)]))).unwrap();
     tree::replace(&sim, &file(), &text).unwrap();

@@ -56,11 +56,11 @@ pub(super) fn parse_block(block: &[u8]) -> Option<(ProducerBatch<'_>, u64)> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::log::{BATCH_EXTRA_BYTES, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES};
+    use crate::log::{BATCH_EXTRA_BYTES, MAX_PRODUCER_ID_BYTES, MAX_PRODUCER_MARK_BYTES};
 
     #[test]
     fn the_longest_id_and_mark_fit_beside_a_batch() {
-        let (id, mark) = ("i".repeat(PRODUCER_ID_BYTES), "m".repeat(PRODUCER_MARK_BYTES));
+        let (id, mark) = ("i".repeat(MAX_PRODUCER_ID_BYTES), "m".repeat(MAX_PRODUCER_MARK_BYTES));
         let block = block(&ProducerBatch::new(&id, u32::MAX, u64::MAX).with_mark(&mark));
         assert!(block.len() as u64 + crate::frame::WORD as u64 <= BATCH_EXTRA_BYTES, "{}", block.len());
     }

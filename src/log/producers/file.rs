@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     disk::{salvage, tree},
-    frame::HEADER,
+    frame::HEADER_BYTES,
     reports,
 };
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ pub(super) struct Snapshot {
     /// All batches below this offset are covered.
     pub(super) up_to: u64,
     pub(super) producers: BTreeMap<String, KnownProducer>,
-    /// What identifies the record before that offset, as in [`Standing`], or [`NONE`]: a log that has lost its end and
+    /// What identifies the record before that offset, as in [`Preceding`], or [`NONE`]: a log that has lost its end and
     /// has grown again has another record there. Not written by the first versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) before: Option<u32>,
@@ -46,7 +46,7 @@ pub(super) struct Snapshot {
 const NONE: u32 = 0;
 
 /// What precedes some offset.
-enum Standing {
+enum Preceding {
     /// A record, identified among all that could be there by the CRC-32C of its time and of everything that was
     /// appended.
     Record(u32),
@@ -173,7 +173,7 @@ impl Log {
                 // What it was is unknown, and so what the batch had.
                 Ok(Some(record)) if record.lost => unread = None,
                 Ok(Some(record)) => {
-                    file.read += (HEADER + record.extension.len() + record.value.len()) as u64;
+                    file.read += (HEADER_BYTES + record.extension.len() + record.value.len()) as u64;
                     if let Some((batch, count)) = parse_block(record.extension) {
                         let (sequence, first_offset) = (batch.sequence, record.offset);
                         let stored = StoredBatch::new(sequence, first_offset, count);
@@ -198,18 +198,18 @@ impl Log {
     }
 
     /// What precedes an offset.
-    fn standing_before(&self, offset: u64) -> Result<Standing, Error> {
-        let Some(last) = offset.checked_sub(1) else { return Ok(Standing::Unknown) };
+    fn preceding(&self, offset: u64) -> Result<Preceding, Error> {
+        let Some(last) = offset.checked_sub(1) else { return Ok(Preceding::Unknown) };
         match self.reader(last).read(last) {
-            Ok(Some(record)) if record.lost => Ok(Standing::Unknown),
+            Ok(Some(record)) if record.lost => Ok(Preceding::Unknown),
             Ok(Some(record)) => {
                 let crc = crc32c::crc32c(&record.time.to_le_bytes());
                 let crc = crc32c::crc32c_append(crc, record.extension);
-                Ok(Standing::Record(crc32c::crc32c_append(crc, record.value)))
+                Ok(Preceding::Record(crc32c::crc32c_append(crc, record.value)))
             }
-            Ok(None) => Ok(Standing::NotDurable),
-            Err(Error::Damaged { .. } | Error::Trimmed { .. }) => Ok(Standing::Unknown),
-            Err(error) if cannot_be_read(&error) => Ok(Standing::Unknown),
+            Ok(None) => Ok(Preceding::NotDurable),
+            Err(Error::Damaged { .. } | Error::Trimmed { .. }) => Ok(Preceding::Unknown),
+            Err(error) if cannot_be_read(&error) => Ok(Preceding::Unknown),
             Err(error) => Err(error),
         }
     }
@@ -217,11 +217,11 @@ impl Log {
     /// Whether the log has this record before an offset, as far as that can be known.
     fn has_before(&self, offset: u64, noted: Option<u32>) -> Result<bool, Error> {
         let Some(noted) = noted else { return Ok(true) };
-        Ok(match self.standing_before(offset)? {
-            Standing::Record(crc) => crc == noted && noted != NONE,
+        Ok(match self.preceding(offset)? {
+            Preceding::Record(crc) => crc == noted && noted != NONE,
             // What was saved had been durable.
-            Standing::NotDurable => false,
-            Standing::Unknown => true,
+            Preceding::NotDurable => false,
+            Preceding::Unknown => true,
         })
     }
 
@@ -243,9 +243,9 @@ impl Log {
             }
         }
         self.writable()?; // if the log was deleted, another one may be at its path
-        let before = match self.standing_before(up_to)? {
-            Standing::Record(crc) => crc,
-            Standing::NotDurable | Standing::Unknown => NONE,
+        let before = match self.preceding(up_to)? {
+            Preceding::Record(crc) => crc,
+            Preceding::NotDurable | Preceding::Unknown => NONE,
         };
         let before = Some(before);
         let crc = checksum(up_to, &producers, before);

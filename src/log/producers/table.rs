@@ -25,7 +25,7 @@ pub(super) struct KnownProducer {
     /// [`Table::changes`] when it was last used since the log was opened, or 0. A clock that was wrong does not make it newer
     /// than others.
     #[serde(skip)]
-    pub(super) turn: u64,
+    pub(super) last_change: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) mark: Option<Mark>,
 }
@@ -122,7 +122,8 @@ impl Table {
     pub(super) fn producer(&mut self, id: &str, epoch: u32, time: u64) -> &mut KnownProducer {
         self.changes += 1;
         if !self.producers.contains_key(id) && self.producers.len() >= MAX_PRODUCERS {
-            let oldest = self.producers.iter().min_by_key(|(_, producer)| (producer.turn, producer.used));
+            let oldest =
+                self.producers.iter().min_by_key(|(_, producer)| (producer.last_change, producer.used));
             if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
                 self.producers.remove(&oldest);
             }
@@ -132,12 +133,12 @@ impl Table {
             batches: VecDeque::new(),
             batches_epoch: None,
             used: time,
-            turn: 0,
+            last_change: 0,
             mark: None,
         };
         let known = self.producers.entry(id.to_owned()).or_insert(fresh);
         known.used = known.used.max(time);
-        known.turn = self.changes;
+        known.last_change = self.changes;
         if epoch > known.epoch {
             known.batches_epoch.get_or_insert(known.epoch);
             known.epoch = epoch;

@@ -5,8 +5,8 @@ use crate::{
     disk::{File, salvage},
     frame::{self, Frame, JSON, LOST},
     segment::{
-        FRAMES, Segment,
-        sealed::{self, Sealed, Whereabouts},
+        FRAMES_AT, Segment,
+        sealed::{self, Sealed, SealedFile, Whereabouts},
     },
     sync::Arc,
 };
@@ -45,18 +45,24 @@ impl Cold {
         }
     }
 
+    /// The segment as it is read, once it is sealed.
+    fn sealed(&self) -> Option<SealedFile<'_>> {
+        let sealed = self.segment.sealed.get()?;
+        Some(SealedFile { file: &*self.file, sealed, key: self.segment.key })
+    }
+
     /// Returns what is known of a record before it is read.
     pub(super) fn peek(&mut self, record: u32) -> Ahead {
         let (words, key) = (self.words, self.segment.key);
         let head_at = |at: u32| {
             let in_run = at.checked_sub(self.run_at).and_then(|words| {
                 let from = frame::in_bytes(words);
-                sealed::head_in(self.run.get(from..from + frame::HEAD)?, words, key, record, at)
+                sealed::head_in(self.run.get(from..from + frame::PEEK_BYTES)?, words, key, record, at)
             });
             in_run.or_else(|| sealed::head_at(&*self.file, words, key, record, at)).map(|head| (head, at))
         };
         let expected = (self.next.0 == record).then_some(self.next.1).and_then(head_at);
-        let whereabouts = || sealed::whereabouts(&*self.file, self.segment.sealed.get()?, key, record).ok();
+        let whereabouts = || self.sealed()?.whereabouts(record).ok();
         let found = match expected {
             Some(found) => Ok(found),
             None => match whereabouts() {
@@ -80,9 +86,8 @@ impl Cold {
     /// Reads a record of this segment; returns `None` if it is damaged.
     pub(super) fn read(&mut self, record: u32) -> io::Result<Option<Frame<'_>>> {
         if self.next.0 != record || !self.fill()? {
-            let Some(sealed) = self.segment.sealed.get() else { return Ok(None) };
-            let key = self.segment.key;
-            let position = sealed::position_of(&*self.file, sealed, key, record)?;
+            let Some(sealed) = self.sealed() else { return Ok(None) };
+            let position = sealed.position_of(record)?;
             let Some(position) = position else { return Ok(None) };
             self.next = (record, position);
             if !self.fill()? {
@@ -117,7 +122,7 @@ impl Cold {
     fn read_run(&mut self, length: usize) -> io::Result<()> {
         self.run.resize(length, 0);
         self.run_at = self.next.1;
-        let at = FRAMES + frame::in_bytes(self.run_at) as u64;
+        let at = FRAMES_AT + frame::in_bytes(self.run_at) as u64;
         let mut read = salvage::read(&*self.file, &mut self.run, at, true);
         if matches!(&read, Err(error) if error.kind() == io::ErrorKind::UnexpectedEof) {
             // The file was cut short: what is left of it is read.
@@ -147,7 +152,7 @@ impl Cold {
         if let Some(found) = frame::decode(rest, self.segment.key) {
             return Ok(found.record == record);
         }
-        let needs = frame::peek_words(rest).map_or(0, frame::in_bytes).max(frame::HEADER);
+        let needs = frame::peek_words(rest).map_or(0, frame::in_bytes).max(frame::HEADER_BYTES);
         let overlaps = |bad: &Range<usize>| bad.start < at + needs && at < bad.end;
         if self.unreadable.iter().any(overlaps) {
             return Err(rustix::io::Errno::IO.into());

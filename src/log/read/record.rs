@@ -25,7 +25,8 @@ impl Record {
         self.offset
     }
 
-    /// When the record was appended, in milliseconds since 1970, as known at most one commit earlier. Times of records
+    /// When the record was appended, in milliseconds since 1970. The clock is read once for
+    /// each commit, so it may be as old as the commit before. Times of records
     /// that different threads append at the same moment may be slightly out of order; and times go back if the clock is
     /// set back by more than 5 s.
     pub fn time(&self) -> u64 {

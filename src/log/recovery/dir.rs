@@ -14,7 +14,7 @@ pub(super) const LOCK: &str = "lock";
 /// lock per log.
 pub(crate) const COMMON_LOCK: &str = ".lock";
 /// The suffix of damaged files that `repair` keeps.
-pub(in crate::log) const ASIDE: &str = ".damaged";
+pub(in crate::log) const DAMAGED: &str = ".damaged";
 /// The suffix of torn ends that opening cuts off and keeps.
 pub(super) const TORN: &str = ".torn";
 
@@ -33,7 +33,7 @@ pub(crate) fn is_ours(name: &str) -> bool {
         || [PRODUCERS, CURSORS, SETTINGS].contains(&name.strip_suffix(".tmp").unwrap_or(name))
         || file::base_of(name).is_some()
         || file::is_temporary(name)
-        || name.ends_with(ASIDE)
+        || name.ends_with(DAMAGED)
         || name.ends_with(TORN)
 }
 

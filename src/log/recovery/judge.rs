@@ -20,7 +20,7 @@ use crate::{
     disk::BLOCK,
     frame::{self, LOST, MORE},
     segment::{
-        FRAMES, file,
+        FRAMES_AT, file,
         header::Header,
         region::Region,
         scan::{self, Scan},
@@ -234,7 +234,7 @@ impl Evidence<'_> {
     fn judge_by_frames(self) -> State {
         let Self { header, known, ref bytes, ref scan, unreadable, .. } = self;
         let is_reconstructed = !known.source.is_own();
-        let is_short = !is_reconstructed && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
+        let is_short = !is_reconstructed && FRAMES_AT + (bytes.len() as u64) < file::length(header.capacity);
         let is_last = known.records_before_next.is_none();
         if Footer::ends(bytes, header, scan) || is_short && is_last && cut_to(bytes, scan) {
             return State::Unfinished(self.scan);
@@ -274,7 +274,7 @@ impl Evidence<'_> {
 fn records_for_certain(known: &Known, bytes: usize) -> Option<u32> {
     let by_footer = known.footer.map(|footer| u64::from(footer.records));
     // If a whole segment is missing in between, the next one starts farther away than this one can reach.
-    let reach = (bytes / frame::HEADER) as u64;
+    let reach = (bytes / frame::HEADER_BYTES) as u64;
     let by_next = known.records_before_next.filter(|&records| records <= reach);
     let least = [by_footer, by_next].into_iter().flatten().min()?;
     u32::try_from(least).ok()
@@ -283,11 +283,11 @@ fn records_for_certain(known: &Known, bytes: usize) -> Option<u32> {
 /// Whether the file has the length that sealing exactly these frames would have cut it to.
 fn cut_to(bytes: &[u8], scan: &Scan) -> bool {
     let records = scan.records();
-    records > 0 && FRAMES + bytes.len() as u64 == sealed::footer_at(records, scan.words) + BLOCK
+    records > 0 && FRAMES_AT + bytes.len() as u64 == sealed::footer_at(records, scan.words) + BLOCK
 }
 
 fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
-    let index = bytes.get((sealed::index_at(footer.words) - FRAMES) as usize..).unwrap_or_default();
+    let index = bytes.get((sealed::index_at(footer.words) - FRAMES_AT) as usize..).unwrap_or_default();
     index.get(..footer.records as usize * 4).is_some_and(|index| crc32c::crc32c(index) == footer.index_crc)
 }
 

@@ -20,7 +20,7 @@ use crate::{
     chunk::Predecessor,
     disk::{Aligned, BLOCK, Disk},
     frame::{self, Key},
-    segment::{FRAMES, file, region::Region, scan, search},
+    segment::{FRAMES_AT, file, region::Region, scan, search},
 };
 use std::{collections::BTreeMap, io, ops::Range, path::Path};
 
@@ -143,7 +143,7 @@ fn merge_with_backing(
     let both = FileAndBacking::of(damaged, &bytes, frames, key, next, segment.footer_crc());
     let length = file::length(backing.header.capacity);
     let is_whole = segment.source.is_own() || next.is_none_or(|next| both.in_backing.len() as u64 == next);
-    let Some(merged) = both.merged((length - FRAMES) as usize, fits && is_whole)? else { return Ok(None) };
+    let Some(merged) = both.merged((length - FRAMES_AT) as usize, fits && is_whole)? else { return Ok(None) };
     let scan = scan::scan(&merged, key);
     let later = search::frames_from(&merged, key, scan.words, scan.records());
     if let HeaderSource::Reconstructed { has_key: true, .. } = segment.source {
@@ -252,7 +252,7 @@ impl Whole {
     /// return.
     pub(in crate::log) fn write(&self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
         let file = disk.open(path, true)?;
-        if FRAMES + (self.in_file as u64) < self.length {
+        if FRAMES_AT + (self.in_file as u64) < self.length {
             file.set_len(self.length)?;
         }
         let end = self.end.next_multiple_of(BLOCK as usize);

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     LogId,
-    chunk::{BackingDir, Chunk, ChunkMemory, ChunkPosition, Predecessor, ShmBacking, no_backing},
+    chunk::{BackingDir, Chunk, ChunkMemory, ChunkPosition, LogBackings, Predecessor, no_backing},
     disk::{self, BLOCK, Disk, File},
     frame,
     parallel::join,
@@ -142,13 +142,13 @@ fn open_backings(
     options: &Options,
     identity: &Identity,
     dir: &Path,
-) -> Result<Option<std::sync::Arc<ShmBacking>>, Error> {
+) -> Result<Option<std::sync::Arc<LogBackings>>, Error> {
     let Some(at) = &options.shm_dir else { return Ok(None) };
     let node = env.disk.node(dir).map_err(Error::io("look at", dir))?;
     let number = random(env).map_err(Error::io("get a random number for", dir))?;
     let number = u64::from_le_bytes(number);
     match BackingDir::open(&*env.disk, at, identity.log, dir, node) {
-        Ok(backings) => Ok(Some(std::sync::Arc::new(ShmBacking::new(backings, identity.secret, number)))),
+        Ok(backings) => Ok(Some(std::sync::Arc::new(LogBackings::new(backings, identity.secret, number)))),
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {
             no_backing(dir, &error);
@@ -457,7 +457,7 @@ impl Opener<'_> {
     /// Memory for the chunk of the last segment.
     fn memory(&self, capacity: u64) -> io::Result<ChunkMemory> {
         let memory = self.roller.memory(capacity, capacity, self.env.machine.elapsed())?;
-        self.roller.begins(&memory);
+        self.roller.note_begun(&memory);
         Ok(memory)
     }
 }

@@ -36,12 +36,12 @@ use crate::{
     frame,
     parallel::prefetch,
     segment::{
-        FRAMES,
+        FRAMES_AT,
         file::{self, SegmentFile},
         header::Header,
         region::Region,
         scan::{self, Scan},
-        sealed::{self, Footer, Sealed},
+        sealed::{Footer, Sealed, SealedFile},
         search,
     },
 };
@@ -195,7 +195,7 @@ fn sealed_as<'a>(survey: &'a Survey, backing: &LeftBacking) -> Option<&'a Survey
 /// Whether a backing that was sealed may have more records than its segment has by now: that was cut, and sealed again.
 fn may_have_more(backings: &BackingDir, backing: &LeftBacking, segment: &SurveyedSegment) -> bool {
     let words = words_of(segment).unwrap_or(0);
-    let mut next = [0; frame::HEAD];
+    let mut next = [0; frame::PEEK_BYTES];
     // After an error all of it is read, and what cannot be read is reported then.
     let Ok(read) = backings.read_at(&backing.name, frame::in_bytes(words) as u64, &mut next) else {
         return true;
@@ -505,7 +505,8 @@ pub(super) fn last_crc_of_sealed(
     }
     let file = disk.open(path, false)?;
     let last = footer.records.saturating_sub(1);
-    match sealed::crc_of(&*file, &Sealed::from(*footer), header.key(), last) {
+    let sealed = SealedFile { file: &*file, sealed: &Sealed::from(*footer), key: header.key() };
+    match sealed.crc_of(last) {
         Err(error) if salvage::is_unreadable(&error) => Ok(None),
         crc => crc,
     }
@@ -536,7 +537,7 @@ fn file_begins_with(disk: &dyn Disk, path: &Path, frames: &[u8]) -> io::Result<b
     let mut bytes = Aligned::new(READ_BYTES.min(frames.len()))?;
     for (n, part) in frames.chunks(READ_BYTES).enumerate() {
         let bytes = &mut bytes[..part.len()];
-        match salvage::read(&*file, bytes, FRAMES + (n * READ_BYTES) as u64, true) {
+        match salvage::read(&*file, bytes, FRAMES_AT + (n * READ_BYTES) as u64, true) {
             Ok(bad) if bad.is_empty() && bytes == part => {}
             Ok(_) => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),

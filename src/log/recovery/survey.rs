@@ -13,7 +13,7 @@ use crate::{
     disk::{Aligned, BLOCK, Disk, File, salvage},
     parallel::{self, prefetch},
     segment::{
-        CAPACITIES, file,
+        CAPACITIES, check, file,
         header::{self, BadHeader, Header, Secret},
         region::Region,
         scan,
@@ -400,14 +400,10 @@ fn note_damage(segment: &SurveyedSegment, was_sealed: bool, deep: bool, damage: 
     // These do no harm by themselves: only a deep survey reports them.
     match segment.source {
         HeaderSource::Own { copies: Copies::Damaged, .. } if deep => {
-            push(base..base, false, "one of the header's two copies does not verify; opening rewrites it");
+            push(base..base, false, check::HEADER_COPY_DAMAGED);
         }
         HeaderSource::Own { copies: Copies::Unreadable, .. } if deep => {
-            push(
-                base..base,
-                true,
-                "the disk cannot read all of the segment's header; the readable part is sufficient",
-            );
+            push(base..base, true, check::HEADER_PART_UNREADABLE);
         }
         _ => {}
     }
@@ -416,7 +412,7 @@ fn note_damage(segment: &SurveyedSegment, was_sealed: bool, deep: bool, damage: 
     }
     match &segment.state {
         State::Damaged(wreck) => {
-            let reason = if wreck.unreadable { "the disk cannot read it" } else { "no frame there verifies" };
+            let reason = check::missing_because(wreck.unreadable);
             for missing in wreck.survivors.missing() {
                 push(
                     base + u64::from(missing.start)..base + u64::from(missing.end),

@@ -6,7 +6,7 @@
 
 use super::{PAUSES, Roller, SpareSegment, smaller};
 use crate::{
-    chunk::{ChunkMemory, ShmBacking},
+    chunk::{ChunkMemory, LogBackings},
     disk,
     log::{Shared, budget::Claim},
     pauses::Pauses,
@@ -17,7 +17,7 @@ use std::{io, sync::Arc, time::Duration};
 /// Where backings come from, and when to try again after one could not be created.
 pub(super) struct BackingRetry {
     /// Where chunk memory is kept that outlives the process; `None` if the log's chunks need no backing.
-    pub(super) source: Option<Arc<ShmBacking>>,
+    pub(super) source: Option<Arc<LogBackings>>,
     /// Whether there was no room for a backing of the active chunk, or of the next one.
     lacks: AtomicBool,
     /// When the next attempt is due, in milliseconds by the machine's clock.
@@ -26,7 +26,7 @@ pub(super) struct BackingRetry {
 }
 
 impl BackingRetry {
-    pub(super) fn new(source: Option<Arc<ShmBacking>>) -> Self {
+    pub(super) fn new(source: Option<Arc<LogBackings>>) -> Self {
         let lacks = AtomicBool::new(false);
         let due = AtomicU64::new(0);
         Self { source, lacks, due, pause: Pauses::new(PAUSES) }
@@ -75,7 +75,7 @@ impl Roller {
 
     /// A backing for a chunk of at most `capacity` and at least `least`. Where there is no room, some is made: by giving up
     /// those of chunks that are on the disk.
-    fn backed(&self, backings: &Arc<ShmBacking>, capacity: u64, least: u64) -> io::Result<ChunkMemory> {
+    fn backed(&self, backings: &Arc<LogBackings>, capacity: u64, least: u64) -> io::Result<ChunkMemory> {
         let mut capacity = capacity;
         loop {
             if let Some(memory) = self.share.take(capacity) {
@@ -97,7 +97,7 @@ impl Roller {
     }
 
     /// Notes that a segment begins in this memory.
-    pub(in crate::log) fn begins(&self, memory: &ChunkMemory) {
+    pub(in crate::log) fn note_begun(&self, memory: &ChunkMemory) {
         if let Some(backings) = &self.backing.source
             && !memory.has_backing()
         {
@@ -112,7 +112,7 @@ impl Roller {
     }
 
     #[cfg(all(test, not(loom)))]
-    pub(in crate::log) fn backings(&self) -> Option<Arc<ShmBacking>> {
+    pub(in crate::log) fn backings(&self) -> Option<Arc<LogBackings>> {
         self.backing.source.clone()
     }
 
@@ -164,7 +164,7 @@ impl Shared {
     fn backed_instead_of(
         &self,
         spare: Option<SpareSegment>,
-        backings: &Arc<ShmBacking>,
+        backings: &Arc<LogBackings>,
     ) -> Option<SpareSegment> {
         let roll = &self.roll;
         let least = self.least_for(roll.spares.needs());

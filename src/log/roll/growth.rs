@@ -71,7 +71,7 @@ impl Growth {
     }
 
     /// The log is opened, with a chunk of `capacity` that holds `bytes` already.
-    pub(super) fn begins(&self, bytes: u64, capacity: u64, now: Duration) {
+    pub(super) fn note_opening(&self, bytes: u64, capacity: u64, now: Duration) {
         self.threshold.store(bytes + threshold(capacity), Relaxed);
         self.active_since.store(nanos(now), Relaxed);
     }
@@ -113,7 +113,7 @@ impl Growth {
     }
 
     /// Another chunk becomes active, after one of `capacity` that has `filled` bytes.
-    pub(super) fn rolls(&self, filled: u64, capacity: u64, now: Duration) {
+    pub(super) fn note_roll(&self, filled: u64, capacity: u64, now: Duration) {
         self.was_filled.store(filled >= capacity / 2, Relaxed);
         self.awaits_threshold.store(false, Relaxed);
         let now = nanos(now);
@@ -155,19 +155,19 @@ mod tests {
     #[test]
     fn a_chunk_grows_only_as_far_as_the_one_before_takes_to_be_filled() {
         let growth = Growth::new();
-        growth.begins(0, 64 << 10, MILLI);
+        growth.note_opening(0, 64 << 10, MILLI);
         assert_eq!(growth.factors(64 << 10, true, MILLI * 2), [16, 4, 2], "appends come fast");
         growth.made(MIB, MILLI);
         growth.found_full(MILLI * 2);
-        growth.rolls(MIB, MIB, MILLI * 5); // filled in 1 ms; the appender waited for 3
+        growth.note_roll(MIB, MIB, MILLI * 5); // filled in 1 ms; the appender waited for 3
         assert_eq!(growth.factors(MIB, false, MILLI * 5), [4, 2], "soon made");
         assert_eq!(growth.factors(4 * MIB, false, MILLI * 5), [2]);
         assert!(growth.factors(8 * MIB, false, MILLI * 5).is_empty());
-        growth.rolls(8 * MIB, 8 * MIB, MILLI * 25); // filled in 20 ms
+        growth.note_roll(8 * MIB, 8 * MIB, MILLI * 25); // filled in 20 ms
         assert_eq!(growth.factors(8 * MIB, false, MILLI * 25), [2], "16 MiB are made in 16 ms");
-        growth.rolls(8 * MIB, 8 * MIB, MILLI * 125);
+        growth.note_roll(8 * MIB, 8 * MIB, MILLI * 125);
         assert_eq!(growth.factors(8 * MIB, false, MILLI * 125), [4, 2]);
-        growth.rolls(1 << 10, 8 * MIB, MILLI * 1125);
+        growth.note_roll(1 << 10, 8 * MIB, MILLI * 1125);
         assert!(
             growth.factors(8 * MIB, false, MILLI * 1125).is_empty(),
             "it was ended early, by a checkpoint"
@@ -178,7 +178,7 @@ mod tests {
     fn only_appends_that_come_fast_have_a_spare_segment_made_ahead() {
         for (millis, ahead) in [(10, true), (1100, false)] {
             let growth = Growth::new();
-            growth.begins(5 << 10, 64 << 10, MILLI);
+            growth.note_opening(5 << 10, 64 << 10, MILLI);
             assert!(
                 !growth.is_at_threshold(5 << 10) && growth.is_at_threshold(9 << 10),
                 "what was there is not new"

@@ -194,7 +194,7 @@ impl Shared {
                 drop(claim);
                 let refusal = error.cannot_grow();
                 // It is tried again for each append that finds no room, and now and then, but logged only once.
-                if roll.spares.fails(refusal.clone(), self.env.machine.elapsed()) {
+                if roll.spares.note_failure(refusal.clone(), self.env.machine.elapsed()) {
                     reports::failure(&self.dir, &refusal, "cannot prepare the next segment");
                 }
             }

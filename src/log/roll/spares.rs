@@ -53,7 +53,7 @@ pub(super) struct SpareSegments {
     pause: Pauses,
     /// Files prepared so far, for their temporary names.
     files: AtomicU64,
-    /// How many there were when [`gives_up_untaken`](Self::gives_up_untaken) was last called.
+    /// How many there were when [`give_up_untaken`](Self::give_up_untaken) was last called.
     #[cfg(feature = "store")]
     files_before: AtomicU64,
     pub(super) growth: Growth,
@@ -144,7 +144,7 @@ impl SpareSegments {
 
     /// Notes that an attempt has failed. Returns whether that is news: the one before had not failed, or for another
     /// reason.
-    pub(super) fn fails(&self, error: Error, now: Duration) -> bool {
+    pub(super) fn note_failure(&self, error: Error, now: Duration) -> bool {
         let mut refusal = lock(&self.refusal);
         let is_new = refusal.as_ref().map(ToString::to_string) != Some(error.to_string());
         *refusal = Some(error);
@@ -178,7 +178,7 @@ impl SpareSegments {
     /// for it has gone away: from now on a smaller one is enough, and a new one is to be asked for. Returns whether
     /// that is so.
     #[cfg(feature = "store")]
-    pub(super) fn gives_up_untaken(&self, enough: u64) -> bool {
+    pub(super) fn give_up_untaken(&self, enough: u64) -> bool {
         let made = self.files.load(Ordering::SeqCst);
         let is_the_same = self.files_before.swap(made, Ordering::SeqCst) == made;
         let gives_up = is_the_same && self.needs() > enough && self.is_ready();

@@ -105,5 +105,5 @@ fn of_a_closed_log_that_is_held_the_memory_of_the_last_segment_is_left() {
     assert_eq!(held.stats().chunk_bytes, 0);
     let again = Log::open(dir.path(), options).unwrap();
     drop(held);
-    assert_eq!(again.append_wait(b"next").unwrap(), 1000);
+    assert_eq!(again.append_wait_durable(b"next").unwrap(), 1000);
 }

@@ -158,7 +158,7 @@ fn a_failed_log_is_closed_when_nobody_copies_into_its_memory_any_more() {
                 log.try_append_values(&values, None, WaitFor::Nothing)
             });
             begun.wait();
-            log.shared.fail(&Error::Failed { reason: "for this test".into() });
+            log.shared.fail(&"for this test");
             let closing = scope.spawn(|| log.shutdown());
             std::thread::sleep(Duration::from_millis(30));
             assert!(!closing.is_finished() && !slow.is_finished());

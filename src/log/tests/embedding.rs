@@ -16,7 +16,7 @@ fn a_checkpoint_that_rolls_frees_everything_before_it() {
         log.append_batch_from((0..10).map(|n| vec![n; 50])).unwrap();
         let from = log.roll().unwrap();
         assert_eq!((from, log.durable_offset()), (11 * n - 1, from));
-        assert_eq!(log.append_wait(b"checkpoint").unwrap(), from);
+        assert_eq!(log.append_wait_durable(b"checkpoint").unwrap(), from);
         assert_eq!(log.trim(from).unwrap(), from, "all before the checkpoint is dropped");
         assert_eq!(log.stats().segments, 1);
     }
@@ -110,7 +110,7 @@ fn the_figures_of_a_log_are_its_own_and_since_it_was_opened() {
     log.flush().unwrap();
     log.close().unwrap();
     let log = open(&sim).unwrap();
-    log.append_wait(b"c").unwrap();
+    log.append_wait_durable(b"c").unwrap();
     let stats = log.stats();
     assert_eq!((stats.appended_records, stats.committed_bytes), (1, 32));
     assert_eq!(
@@ -128,7 +128,7 @@ fn the_figures_of_a_log_are_its_own_and_since_it_was_opened() {
 fn the_newest_time_is_that_of_a_record_also_after_opening() {
     let sim = Sim::new(1);
     let log = open(&sim).unwrap();
-    log.append_wait(b"one").unwrap();
+    log.append_wait_durable(b"one").unwrap();
     let time = log.read(0).unwrap().unwrap().time();
     log.roll().unwrap();
     let rolled = super::super::environment::now(); // a segment may say that it is younger than its records

@@ -28,7 +28,7 @@ fn a_chunk_that_ends_without_a_record_is_let_go() {
     let log = crowded(&sim, &budget);
     let mut skipped = 0;
     for _ in 0..30 {
-        log.append_wait(&vec![7; 100 << 10]).unwrap();
+        log.append_wait_durable(&vec![7; 100 << 10]).unwrap();
         let begun = Instant::now();
         while log.shared.active.load().chunk.reserved() > 0 && begun.elapsed() < Duration::from_secs(5) {
             std::thread::sleep(Duration::from_millis(1)); // until it has left the large chunk
@@ -65,7 +65,7 @@ fn a_chunk_that_ends_without_a_record_is_let_go() {
 fn a_closed_log_claims_no_memory_whoever_holds_its_records() {
     let budget = Budget::new(4 << 20);
     let log = crowded(&Sim::new(1), &budget);
-    log.append_wait(b"x").unwrap();
+    log.append_wait_durable(b"x").unwrap();
     let record = log.read(0).unwrap().unwrap();
     assert!(budget.claimed() > 0);
     log.close().unwrap();

@@ -53,7 +53,7 @@ fn the_last_records_of_a_quiet_log_are_dropped_when_they_are_too_old_and_the_nex
     let mut log = open_with(&sim, &options);
     for round in 1..=3 {
         log.append(b"old").unwrap();
-        log.append_wait(b"old").unwrap();
+        log.append_wait_durable(b"old").unwrap();
         log.retain(Retention::default().with_age(Duration::from_secs(60))).unwrap();
         log.retain(Retention::default().with_bytes(1)).unwrap();
         assert_eq!((log.first_offset(), log.next_offset()), (2 * round - 2, 2 * round), "not too old");
@@ -79,17 +79,17 @@ fn a_log_that_is_trimmed_to_its_end_has_no_records_and_its_next_offset_stays() {
     let at = tempfile::tempdir().unwrap();
     let (sim, options) = (Sim::new(1), options(at.path(), Durability::Memory));
     let mut log = open_with(&sim, &options);
-    assert_eq!(log.trim_all(0).unwrap(), 0);
+    assert_eq!(log.trim_to(0).unwrap(), 0);
     for round in 1..=3 {
         log.append_batch_from(["a", "b", "c"]).unwrap();
         let end = 3 * round;
-        let beyond = log.trim_all(end + 1);
+        let beyond = log.trim_to(end + 1);
         assert!(
             matches!(beyond, Err(Error::BeyondEnd { offset, end: at }) if offset == end + 1 && at == end)
         );
-        assert_eq!(log.trim_all(end - 1).unwrap(), end - 3, "within a segment");
+        assert_eq!(log.trim_to(end - 1).unwrap(), end - 3, "within a segment");
         for _ in 0..2 {
-            assert_eq!(log.trim_all(end).unwrap(), end);
+            assert_eq!(log.trim_to(end).unwrap(), end);
         }
         assert_eq!((log.first_offset(), log.next_offset(), log.stats().segments), (end, end, 1));
         if round == 2 {
@@ -106,16 +106,16 @@ fn trimming_to_the_end_does_not_wait_for_a_full_disk() {
     let (gate, is_full) = disk_that_may_be_full();
     let at = tempfile::tempdir().unwrap();
     let log = Log::open_on(gate, Path::new(DIR), options(at.path(), Durability::Disk)).unwrap();
-    log.append_wait(b"a").unwrap();
+    log.append_wait_durable(b"a").unwrap();
     is_full.store(true, SeqCst);
     let begun = Instant::now();
-    while log.trim_all(log.next_offset()).unwrap() == log.next_offset() {
-        log.append_wait(b"b").unwrap(); // there was a spare segment
+    while log.trim_to(log.next_offset()).unwrap() == log.next_offset() {
+        log.append_wait_durable(b"b").unwrap(); // there was a spare segment
     }
     assert!(begun.elapsed() < Duration::from_secs(10));
     assert_eq!(log.first_offset() + 1, log.next_offset());
     is_full.store(false, SeqCst);
-    while log.trim_all(log.next_offset()).unwrap() < log.next_offset() {
+    while log.trim_to(log.next_offset()).unwrap() < log.next_offset() {
         assert!(begun.elapsed() < Duration::from_secs(60));
     }
 }
@@ -141,7 +141,7 @@ fn a_log_that_is_emptied_keeps_its_next_offset_wherever_the_power_goes() {
         assert_eq!(log.next_offset(), 3, "step {step}");
         assert!(matches!(log.first_offset(), 0 | 3), "step {step}: {}", log.first_offset());
         empties += u32::from(log.first_offset() == 3);
-        assert_eq!(log.append_wait(b"d").unwrap(), 3, "step {step}");
+        assert_eq!(log.append_wait_durable(b"d").unwrap(), 3, "step {step}");
         if is_done {
             break;
         }
@@ -157,7 +157,7 @@ fn what_is_appended_in_memory_after_a_log_was_emptied_survives_a_kill() {
         let at = tempfile::tempdir().unwrap();
         let (sim, options) = (Sim::new(1), options(at.path(), Durability::Memory));
         let log = open_with(&sim, &options);
-        log.append_wait(b"old").unwrap();
+        log.append_wait_durable(b"old").unwrap();
         assert_eq!(emptied(&log), (1, 1));
         if replaced {
             // A segment of the same base takes the place of the one that was begun.
@@ -213,13 +213,13 @@ fn a_segment_that_could_not_be_begun_empty_does_not_take_the_file_of_the_next_on
         shm_dir: None,
     };
     let log = Log::open_on(gate, Path::new(DIR), options.clone()).unwrap();
-    log.append_wait(b"old").unwrap();
+    log.append_wait_durable(b"old").unwrap();
     std::thread::sleep(2 * AGE);
     fails.store(true, SeqCst);
     drop(log.retain(Retention::default().with_age(AGE)));
     std::thread::sleep(Duration::from_millis(2500));
     fails.store(false, SeqCst);
-    assert_eq!(log.append_wait(&vec![7; 3 << 20]).unwrap(), 1);
+    assert_eq!(log.append_wait_durable(&vec![7; 3 << 20]).unwrap(), 1);
     go.store(true, SeqCst);
     std::thread::sleep(Duration::from_millis(300));
     let killed = sim.after(Cut::Kill);
@@ -254,7 +254,7 @@ fn a_quiet_log_on_a_full_disk_drops_what_is_too_old_if_the_next_segment_is_ready
     let (gate, is_full) = disk_that_may_be_full();
     let at = tempfile::tempdir().unwrap();
     let log = Log::open_on(gate, Path::new(DIR), options(at.path(), Durability::Disk)).unwrap();
-    log.append_wait(b"old").unwrap();
+    log.append_wait_durable(b"old").unwrap();
     log.shared.roll.ask(0);
     wait_for_spare(&log);
     is_full.store(true, SeqCst);
@@ -269,7 +269,7 @@ fn emptied_with_clock(at: &Path, sim: &Sim) -> (Arc<Clocks>, Environment, Option
     let clocks = Clocks::new();
     let env = clocks.on(Arc::new(sim.clone()));
     let log = Log::open_in(&env, Path::new(DIR), options.clone()).unwrap();
-    log.append_wait(b"old").unwrap();
+    log.append_wait_durable(b"old").unwrap();
     clocks.pass(1000);
     log.retain(Retention::default().with_age(Duration::from_millis(500))).unwrap();
     assert_eq!((log.first_offset(), log.next_offset()), (1, 1));
@@ -347,7 +347,7 @@ fn a_quiet_log_that_was_closed_is_emptied_too() {
     let clocks = Clocks::new();
     let env = clocks.on(Arc::new(sim.clone()));
     let log = Log::open_in(&env, Path::new(DIR), options.clone()).unwrap();
-    log.append_wait(b"old").unwrap();
+    log.append_wait_durable(b"old").unwrap();
     log.close().unwrap();
     clocks.pass(2 * HOUR);
     let log = Log::open_in(&env, Path::new(DIR), options.clone()).unwrap();
@@ -368,7 +368,7 @@ fn retention_goes_on_after_a_disk_was_full_for_a_moment() {
     let mut options = options(at.path(), Durability::Disk);
     (options.segment_bytes, options.memory_bytes) = (2 << 20, 64 << 20);
     let log = Log::open_on(gate, Path::new(DIR), options).unwrap();
-    log.append_wait(b"old").unwrap();
+    log.append_wait_durable(b"old").unwrap();
     log.shared.roll.ask(0);
     wait_for_spare(&log);
     is_full.store(true, SeqCst);
@@ -393,7 +393,7 @@ fn the_first_record_after_a_quiet_time_has_the_time_of_its_append() {
             let env = clocks.on(Arc::new(sim.clone()));
             let options = options(at.path(), Durability::Disk);
             let mut log = Log::open_in(&env, Path::new(DIR), options.clone()).unwrap();
-            log.append_wait(b"old").unwrap();
+            log.append_wait_durable(b"old").unwrap();
             if kicked {
                 std::thread::sleep(Duration::from_millis(5)); // until the flusher rests
                 clocks.pass(10 * HOUR);
@@ -403,7 +403,7 @@ fn the_first_record_after_a_quiet_time_has_the_time_of_its_append() {
                 clocks.pass(10 * HOUR);
                 log = Log::open_in(&env, Path::new(DIR), options).unwrap();
             }
-            let new = log.append_wait(b"new").unwrap();
+            let new = log.append_wait_durable(b"new").unwrap();
             assert!(log.read(new).unwrap().unwrap().time() >= NOW + 10 * HOUR, "kicked: {kicked}");
             clocks.pass(1000);
             log.retain(Retention::default().with_age(Duration::from_millis(HOUR))).unwrap();

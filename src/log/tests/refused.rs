@@ -531,6 +531,6 @@ fn a_roll_that_is_refused_on_a_full_disk_leaves_the_room_that_is_reserved() {
     full.store(false, Ordering::SeqCst);
     std::thread::sleep(Duration::from_millis(300)); // a refusal is given to others for a moment
     assert_eq!(log.roll().unwrap(), 4);
-    assert_eq!(log.append_wait(b"on").unwrap(), 4);
+    assert_eq!(log.append_wait_durable(b"on").unwrap(), 4);
     assert_eq!(log.trim(4).unwrap(), 4);
 }

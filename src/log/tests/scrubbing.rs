@@ -25,7 +25,7 @@ const SEGMENT: &str = "/log/00000000000000000000.seg";
 fn filled(sim: &Sim) -> Log {
     let log = super::open(sim).unwrap();
     for n in 0..200u32 {
-        log.append_wait(&[n as u8; 100]).unwrap();
+        log.append_wait_durable(&[n as u8; 100]).unwrap();
     }
     log.roll().unwrap();
     log

@@ -167,7 +167,7 @@ fn waiting_for_an_offset_that_was_never_given_is_an_error_at_once() {
         other => panic!("{other:?}"),
     };
     assert_eq!(never(log.wait_durable(7)), 0);
-    assert_eq!(log.append_wait(b"x").unwrap(), 0);
+    assert_eq!(log.append_wait_durable(b"x").unwrap(), 0);
     assert_eq!(log.durable_offset(), 1);
     assert_eq!(never(log.wait_durable_for(7, Duration::MAX).map(drop)), 1);
 }

@@ -20,7 +20,7 @@ fn a_clone_keeps_a_log_of_a_store_open_and_may_outlive_the_store() {
     assert_eq!(store.counts().open, 1);
     log.append(b"one").unwrap();
     assert!(store.close().is_ok());
-    assert_eq!(log.append_wait(b"two").unwrap(), 1);
+    assert_eq!(log.append_wait_durable(b"two").unwrap(), 1);
     let in_use = |error: &LogError| matches!(error, LogError::InUse { .. });
     assert!(matches!(Store::open(dir.path(), options()), Err(Error::Log(error)) if in_use(&error)));
     drop(log);
@@ -38,7 +38,7 @@ fn a_log_of_a_store_that_a_clone_has_closed_is_opened_again() {
     held.shutdown().unwrap();
     assert!(matches!(held.append(b"two"), Err(LogError::Closed)));
     assert!(store.get_open("a").is_none());
-    assert_eq!(store.get("a").unwrap().append_wait(b"two").unwrap(), 1);
+    assert_eq!(store.get("a").unwrap().append_wait_durable(b"two").unwrap(), 1);
     assert_eq!(held.next_offset(), 1);
     store.inner.turn();
     drop(held);
@@ -63,7 +63,7 @@ fn a_log_that_a_clone_closes_is_opened_again_when_it_is_closed() {
     store.create("a", &LogSettings::default()).unwrap();
     let old = store.get("a").unwrap();
     for _ in 0..10 {
-        old.append_wait(b"x").unwrap();
+        old.append_wait_durable(b"x").unwrap();
     }
     let cursor = old.cursor("c").unwrap();
     std::thread::scope(|threads| {
@@ -107,13 +107,13 @@ fn a_failed_log_that_a_clone_has_closed_is_opened_again() {
     let store = Store::open_in(Environment::on(gate), dir.path(), options()).unwrap();
     store.create("a", &LogSettings::default()).unwrap();
     let old = store.get("a").unwrap();
-    old.append_wait(b"x").unwrap();
+    old.append_wait_durable(b"x").unwrap();
     fails.store(true, Ordering::Relaxed);
-    assert!(old.append_wait(b"y").is_err());
+    assert!(old.append_wait_durable(b"y").is_err());
     fails.store(false, Ordering::Relaxed);
     assert!(matches!(old.shutdown(), Err(LogError::Failed { .. })));
     let again = store.get("a").unwrap();
-    let offset = again.append_wait(b"z").unwrap();
+    let offset = again.append_wait_durable(b"z").unwrap();
     assert_eq!(again.read(offset).unwrap().unwrap().value(), b"z");
     assert!(matches!(old.append(b"z"), Err(LogError::Failed { .. })));
 }
@@ -156,7 +156,7 @@ fn a_close_that_panics_is_finished_before_the_log_is_opened_again() {
     let store = Store::open(dir.path(), StoreOptions { log, ..options() }).unwrap();
     store.create("a", &LogSettings::default()).unwrap();
     let old = store.get("a").unwrap();
-    old.append_wait(b"first").unwrap();
+    old.append_wait_durable(b"first").unwrap();
     let (waker, mut waits) = (Arc::new(Panics).into(), Box::pin(old.visible(500)));
     let mut context = std::task::Context::from_waker(&waker);
     assert!(Future::poll(waits.as_mut(), &mut context).is_pending());
@@ -164,7 +164,7 @@ fn a_close_that_panics_is_finished_before_the_log_is_opened_again() {
     let clone = Log::clone(&old);
     assert!(std::thread::spawn(move || clone.shutdown()).join().is_err());
     let again = store.get("a").unwrap();
-    assert_eq!(again.append_wait(b"new").unwrap(), offset + 1);
+    assert_eq!(again.append_wait_durable(b"new").unwrap(), offset + 1);
     drop((waits, old, again));
     store.close().unwrap();
     let store = Store::open(dir.path(), options()).unwrap();

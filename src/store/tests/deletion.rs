@@ -106,6 +106,7 @@ fn a_deleted_log_that_is_held_reads_neither_producers_nor_segments_of_the_new_lo
     new.save_producers().unwrap();
     let known = held.producer("p");
     assert!(matches!(known, Err(LogError::Failed { .. })), "{known:?}");
+    assert_eq!(known.unwrap_err().to_string(), "the log was deleted");
     let read = held.read(0).map(|record| record.map(|record| record.offset()));
     assert!(matches!(read, Err(LogError::Failed { .. })), "{read:?}");
     assert!(new.producer("p").unwrap().is_some() && new.read(0).unwrap().is_some());
@@ -259,7 +260,7 @@ fn wherever_deleting_a_log_fails_it_is_gone_or_deleted_by_the_next_attempt() {
 
 #[test]
 fn delete_of_a_log_that_is_not_open_takes_its_backings() {
-    use crate::chunk::{BackingDir, ChunkMemory, ShmBacking};
+    use crate::chunk::{BackingDir, ChunkMemory, LogBackings};
     let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with = || {
         let mut options = options();
@@ -274,7 +275,7 @@ fn delete_of_a_log_that_is_not_open_takes_its_backings() {
     let disk = crate::disk::native();
     let node = disk.node(&path).unwrap();
     let backings =
-        Arc::new(ShmBacking::new(BackingDir::open(&*disk, at.path(), id, &path, node).unwrap(), [1; 16], 1));
+        Arc::new(LogBackings::new(BackingDir::open(&*disk, at.path(), id, &path, node).unwrap(), [1; 16], 1));
     backings.keep();
     drop(ChunkMemory::backed(4096, &backings).unwrap()); // as a killed process leaves it
     let store = Store::open(dir.path(), with()).unwrap();

@@ -172,7 +172,7 @@ fn a_disk_that_hangs_under_a_log_that_is_scrubbed_does_not_keep_the_others_open(
     });
     let options = StoreOptions { scrub_bytes_per_second: 1 << 30, ..options() };
     let mut store = Store::open_in(Environment::on(gate), dir.path(), options).unwrap();
-    store.get("b").unwrap().append_wait(b"x").unwrap();
+    store.get("b").unwrap().append_wait_durable(b"x").unwrap();
     store.scrubber = Scrubber::start(&store.inner).unwrap();
     hung.recv_timeout(Duration::from_secs(20)).unwrap();
     let begun = Instant::now();

@@ -217,7 +217,7 @@ fn stopping_ends_tails_and_long_polls() {
     assert_eq!(lines.next(), None);
 }
 
-/// Whoever waited for a log that was deleted was told 503 `writer_failed`, "open the log again to recover".
+/// Whoever waited for a log that was deleted was told 503 `writer_failed`, and to open the log again.
 #[test]
 fn waiters_of_a_deleted_log_get_an_error() {
     let (_data, server) = start(&["--create-logs"]);

@@ -87,7 +87,7 @@ fn a_producers_file_that_is_ahead_of_the_log_is_not_believed() {
     batches.push_back(lost);
     let producers = BTreeMap::from([(
         "p".to_owned(),
-        KnownProducer { epoch: 0, batches, batches_epoch: None, used: now(), turn: 0, mark: None },
+        KnownProducer { epoch: 0, batches, batches_epoch: None, used: now(), last_change: 0, mark: None },
     )]);
     let snapshot = Snapshot { up_to: 9, crc: checksum(9, &producers, None), producers, before: None };
     std::fs::write(dir.path().join(PRODUCERS_FILE), serde_json::to_vec(&snapshot).unwrap()).unwrap();

@@ -235,7 +235,7 @@ fn segments_on_a_real_disk_are_cut_anywhere_and_repaired() {
                     return Err(format!("still damaged: {:?}", report.damage));
                 }
                 let log = crate::Log::open(&dir, o()).map_err(|e| format!("open again: {e}"))?;
-                log.append_wait(b"on").map_err(|e| format!("append: {e}"))?;
+                log.append_wait_durable(b"on").map_err(|e| format!("append: {e}"))?;
                 log.close().map_err(|e| format!("close: {e}"))
             };
             if let Err(error) = attempt() {

@@ -7,8 +7,8 @@ use super::{
 use crate::{
     Durability, Log, LogId, Options,
     chunk::{
-        AppendOutcome, BackingDir, Batch, Chunk, ChunkMemory, ChunkPosition, FrameMeta, Label, Predecessor,
-        ShmBacking,
+        AppendOutcome, BackingDir, Batch, Chunk, ChunkMemory, ChunkPosition, FrameMeta, Label, LogBackings,
+        Predecessor,
     },
     disk::{
         Disk,
@@ -185,7 +185,7 @@ fn each_backing_notes_what_precedes_it_however_appenders_meet() {
 /// Leaves a backing of a segment at `base` as a killed process would, with `records` whole records and, if `torn`, a
 /// batch whose second half is missing.
 pub(super) fn leave(
-    backings: &Arc<ShmBacking>,
+    backings: &Arc<LogBackings>,
     secret: Secret,
     base: u64,
     records: u64,
@@ -200,7 +200,7 @@ const CREATED: u64 = 1_700_000_000_000;
 
 /// Leaves a backing like [`leave`], of a segment that was begun at some other time.
 fn leave_begun(
-    backings: &Arc<ShmBacking>,
+    backings: &Arc<LogBackings>,
     secret: Secret,
     (base, created): (u64, u64),
     records: u64,
@@ -248,10 +248,10 @@ fn closed_on(sim: Sim, at: &Path, records: u64) -> (Sim, LogId, Secret, Option<u
 }
 
 /// Where a process keeps backings that it leaves: that of the log in `dir`, with a number of its own.
-pub(super) fn left_by(at: &Path, id: LogId, secret: Secret, dir: &str, opening: u64) -> Arc<ShmBacking> {
+pub(super) fn left_by(at: &Path, id: LogId, secret: Secret, dir: &str, opening: u64) -> Arc<LogBackings> {
     let dir = Path::new(dir);
     let backings = BackingDir::open(&*crate::disk::native(), at, id, dir, (0, 0))
-        .map(|dir| ShmBacking::new(dir, secret.0.unwrap(), opening))
+        .map(|dir| LogBackings::new(dir, secret.0.unwrap(), opening))
         .unwrap();
     backings.keep();
     Arc::new(backings)

@@ -25,7 +25,7 @@ fn work(random: &mut Random, log: &Log, all: &mut Values, max: usize, trims: boo
         match random.below(10) {
             0 => drop(log.roll().unwrap()),
             1 if trims => drop(log.trim(random.below(all.len() + 1) as u64).unwrap()),
-            2 if trims && random.one_in(3) => drop(log.trim_all(all.len() as u64).unwrap()),
+            2 if trims && random.one_in(3) => drop(log.trim_to(all.len() as u64).unwrap()),
             _ => {
                 let size = *random.pick(&[1usize, 40, 100, 1500]);
                 let mut value = || {

@@ -7,7 +7,7 @@ use crate::{
     disk::{Disk, sim::Sim},
     frame::{self, Stamp},
     segment::{
-        FRAMES,
+        FRAMES_AT,
         file::SegmentFile,
         header::{Header, Secret},
     },
@@ -38,7 +38,7 @@ fn segment(sim: &Sim, header: &Header, frames: &[u8]) {
     let _ = Disk::create_dir(sim, dir);
     let file = SegmentFile::prepare(sim, dir, 0, header.capacity).unwrap();
     file.begin(sim, dir, header).unwrap();
-    let at = FRAMES as usize;
+    let at = FRAMES_AT as usize;
     sim.damage(Path::new(FIRST), |bytes| bytes[at..at + frames.len()].copy_from_slice(frames));
 }
 
@@ -135,7 +135,7 @@ fn a_torn_large_value_of_format_1_is_a_torn_tail() {
         let torn = frames(&header, 10, &[&value]);
         segment(&sim, &header, &[&small[..], &torn].concat());
         // A sector that did not arrive.
-        let lost = FRAMES as usize + small.len() + random(1, seed)[0] as usize * 1024;
+        let lost = FRAMES_AT as usize + small.len() + random(1, seed)[0] as usize * 1024;
         sim.damage(Path::new(FIRST), |bytes| bytes[lost..lost + 512].fill(0));
         let log = open(&sim, options(1 << 20, 1 << 20, 4 << 20, None)).unwrap();
         assert_eq!((log.damage(), log.next_offset()), (&[][..], 10), "{seed}");
