@@ -197,11 +197,7 @@ pub(crate) struct SealedFile<'a> {
 
 impl SealedFile<'_> {
     /// Reads one record of a sealed segment into `buf` through the index, and verifies it. `None` if it is damaged.
-    pub(crate) fn read_record<'b>(
-        self,
-        record: u32,
-        buf: &'b mut Vec<u8>,
-    ) -> io::Result<Option<frame::Frame<'b>>> {
+    pub(crate) fn read_record(self, record: u32, buf: &mut Vec<u8>) -> io::Result<Option<frame::Frame<'_>>> {
         let Self { file, sealed, key } = self;
         let Some(position) = self.indexed(record) else { return Ok(None) };
         let read = |buf: &mut [u8], at| file.read_at(buf, at);

@@ -27,7 +27,8 @@ pub(in crate::log) struct Candidates<'a> {
     pub(super) disk: &'a dyn Disk,
     pub(super) dir: &'a Path,
     pub(super) backings: &'a BackingDir,
-    /// By base. Of those with the same base, the one that was begun last has the records: it comes first.
+    /// By base. Of those with the same base, the one that was begun last has the records: it comes first. Of those of one
+    /// segment, the one that was sealed does: another one is of a process that a later one did not see.
     pub(super) left: Vec<LeftBacking>,
 }
 
@@ -39,7 +40,9 @@ impl<'a> Candidates<'a> {
         survey: &Survey,
     ) -> Result<Self, Error> {
         let mut left = left_backings(disk, dir, backings, survey)?;
-        left.sort_by_key(|backing| (backing.header.base, Reverse(backing.header.created)));
+        left.sort_by_key(|LeftBacking { header, sealed, .. }| {
+            (header.base, Reverse(header.created), !sealed)
+        });
         share_predecessors(&mut left);
         Ok(Self { disk, dir, backings, left })
     }

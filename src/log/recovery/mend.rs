@@ -19,10 +19,10 @@ use super::{
 use crate::{
     chunk::Predecessor,
     disk::{Aligned, BLOCK, Disk},
-    frame::{self, Key},
+    frame,
     segment::{FRAMES_AT, file, region::Region, scan, search},
 };
-use std::{collections::BTreeMap, io, ops::Range, path::Path};
+use std::{cmp::Reverse, collections::BTreeMap, io, ops::Range, path::Path};
 
 /// What has become of a segment.
 pub(in crate::log) enum Mended {
@@ -86,8 +86,7 @@ pub(super) fn mend_segment(
 ) -> Result<Mended, Error> {
     let next = after.first().map(|next| next.header.base - segment.header.base);
     let is_last = next.is_none();
-    let of_it: Vec<&LeftBacking> = candidates.left.iter().filter(|backing| is_of(backing, segment)).collect();
-    for backing in of_it {
+    for backing in best_first(candidates, segment)? {
         let frames = match candidates.frames(backing)? {
             Ok(frames) => frames,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // it was removed meanwhile
@@ -112,6 +111,36 @@ pub(super) fn mend_segment(
         }
     }
     Ok(Mended::No)
+}
+
+/// The backings of a damaged segment. Of several, the one that is the same as the file up to the latest record comes first:
+/// another one is of a process that a later one did not see. One that cannot be read comes before all.
+fn best_first<'a>(
+    candidates: &'a Candidates<'_>,
+    segment: &SurveyedSegment,
+) -> Result<Vec<&'a LeftBacking>, Error> {
+    let of_it: Vec<&LeftBacking> = candidates.left.iter().filter(|backing| is_of(backing, segment)).collect();
+    let State::Damaged(damaged) = &segment.state else { return Ok(of_it) };
+    if of_it.len() < 2 {
+        return Ok(of_it);
+    }
+    let file = candidates.disk.open(&segment.path, false).map_err(Error::io("open", &segment.path))?;
+    let read = file.len().and_then(|length| Region::read(&*file, length, true));
+    let bytes = read.map_err(Error::io("read", &segment.path))?;
+    let mut ranked = Vec::new();
+    for backing in of_it {
+        let common = candidates.frames(backing)?.map_or(u64::MAX, |frames| {
+            let in_file = (1..).zip(damaged.survivors.iter());
+            let is_same = |&(_, word): &(u64, Option<u32>)| {
+                let range = word.map(|word| frame_range(&bytes, word));
+                range.is_some_and(|range| bytes.get(range.clone()) == frames.get(range))
+            };
+            in_file.filter(is_same).last().map_or(0, |(record, _)| record)
+        });
+        ranked.push((Reverse(common), backing));
+    }
+    ranked.sort_by_key(|(common, _)| *common);
+    Ok(ranked.into_iter().map(|(_, backing)| backing).collect())
 }
 
 /// Whether a backing may continue after a segment that has lost records, and could not be restored once these are
@@ -140,7 +169,7 @@ fn merge_with_backing(
     let State::Damaged(damaged) = &segment.state else { return Ok(None) };
     let file = disk.open(&segment.path, false)?;
     let bytes = Region::read(&*file, file.len()?, true)?;
-    let both = FileAndBacking::of(damaged, &bytes, frames, key, next, segment.footer_crc());
+    let both = FileAndBacking::of(damaged, &bytes, backing, frames, next, segment.footer_crc());
     let length = file::length(backing.header.capacity);
     let is_whole = segment.source.is_own() || next.is_none_or(|next| both.in_backing.len() as u64 == next);
     let Some(merged) = both.merged((length - FRAMES_AT) as usize, fits && is_whole)? else { return Ok(None) };
@@ -180,15 +209,15 @@ impl<'a> FileAndBacking<'a> {
     fn of(
         damaged: &Wreck,
         bytes: &'a [u8],
+        backing: &LeftBacking,
         frames: &'a [u8],
-        key: Key,
         next: Option<u64>,
         footer_crc: Option<u32>,
     ) -> Self {
         let in_file = (0..).zip(damaged.survivors.iter());
         let mut in_file: BTreeMap<u32, u32> =
             in_file.filter_map(|(record, word)| Some((record, word?))).collect();
-        let mut in_backing = all_frames(frames, key);
+        let mut in_backing = all_frames(frames, backing.header.key());
         // Where the disk cannot read a frame, the search may have found a copy of it inside the value of a later
         // record.
         let by_word: BTreeMap<u32, u32> =
@@ -198,20 +227,26 @@ impl<'a> FileAndBacking<'a> {
             in_backing.get(record).is_none_or(|other| other == word)
                 || around.is_none_or(|(_, end)| end <= word)
         });
-        // A later process did not see the backing, and may have continued differently, if the file has records after those
-        // of the backing, if the next segment begins at an earlier offset, or if the footer tells of another last record.
-        // Up to the last record that both have, they have one history; of what follows that is not known.
-        let last = in_backing.keys().next_back().copied();
+        // A later process did not see the backing, and may have continued differently, if the segment has more records than
+        // the backing, or others; if the next segment begins at an earlier offset; or if the footer tells of another last
+        // record. Up to the last record that is the same in both, they have one history; of what follows that is not known.
+        // A backing that was sealed has all of its segment: what is missing after that is a segment whose file is gone.
+        let is_same = |&(record, word): &(&u32, &u32)| {
+            let range = frame_range(bytes, *word);
+            in_backing.get(record) == Some(word) && bytes.get(range.clone()) == frames.get(range)
+        };
+        let common = in_file.iter().rev().find(is_same).map(|(record, _)| *record);
+        let (last_in_file, last) = (in_file.keys().next_back(), in_backing.keys().next_back());
         let last_crc = || {
             let word = *in_backing.get(&damaged.survivors.len().checked_sub(1)?)?;
             Some(u32::from_le_bytes(*frames.get(frame::in_bytes(word)..)?.first_chunk()?))
         };
-        let differs = in_file.keys().next_back().copied() > last
-            || next.is_some_and(|next| last.is_some_and(|last| u64::from(last) >= next))
+        let differs = last_in_file.is_some_and(|last| Some(*last) != common)
+            || !backing.sealed && last.is_none_or(|last| last + 1 < damaged.survivors.len())
+            || next.is_some_and(|next| last.is_some_and(|last| u64::from(*last) >= next))
             || footer_crc.is_some_and(|crc| last_crc().is_some_and(|other| other != crc));
         if differs {
-            let common = in_file.keys().rev().find(|record| in_backing.contains_key(record));
-            in_backing.retain(|record, _| common.is_some_and(|common| record <= common));
+            in_backing.retain(|record, _| common.is_some_and(|common| *record <= common));
         }
         Self { bytes, in_file, frames, in_backing }
     }

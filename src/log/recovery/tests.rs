@@ -14,6 +14,7 @@ mod old;
 mod remembered;
 mod repaired;
 mod repairing;
+mod several;
 mod unreadable;
 
 use super::{
