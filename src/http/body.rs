@@ -3,7 +3,7 @@
 use super::{
     context::Context,
     effort::{Effort, Overtime, Steps, Work},
-    memory::{Buffer, Grant, Purpose, UNCOUNTED_BYTES},
+    memory::{Buffer, Grant, Purpose, Size, UNCOUNTED_BYTES},
     meter::Meter,
     problem::Problem,
     share::ConnectionShare,
@@ -57,17 +57,18 @@ where
     if least > limit {
         return Err(too_large(limit as usize, ""));
     }
+    let upload = Upload::new(body, max.min(limit) as usize, context, share);
+    let least = least as usize;
+    if Size::of(least) != Size::Small {
+        return Box::pin(upload.receive_large(least, context)).await;
+    }
     // Boxed, because few bodies wait. A body that does is read only after that.
-    let grant = if least > UNCOUNTED_BYTES as u64 {
-        Box::pin(upload::room(context, share, least as usize)).await?
+    let grant = if least > UNCOUNTED_BYTES {
+        Box::pin(upload::small_room(context, share, least)).await?
     } else {
         memory.grant(Purpose::Request)
     };
-    let receiving = Upload::new(body, max.min(limit) as usize, context, share).receive(grant);
-    tokio::time::timeout(settings.body_time, receiving).await.unwrap_or_else(|_| {
-        let detail = format!("the body did not arrive within {} seconds", settings.body_time.as_secs());
-        Err(Problem::new(Code::BodyTooSlow, detail))
-    })
+    upload::in_time(settings.body_time, settings.body_time, upload.receive(grant)).await
 }
 
 /// Parses a body off the runtime's thread, once there is a permit for it.

@@ -1,7 +1,8 @@
 //! Receiving a body into memory of the budget: when there is room for it, and no slower than it may be while others wait.
 //!
 //! A body that there is no room for waits for a moment before it is read at all, in a line that is fair among
-//! connections: otherwise clients that send again and again would get all that becomes free. While bodies of other
+//! connections: otherwise clients that send again and again would get all that becomes free. A large one takes its memory
+//! when its first part is there. While bodies of other
 //! connections wait, a body that arrives too slowly is refused: at its present rate, receiving as many bytes again as
 //! it holds would take longer than a whole body may. Without that, a dozen clients that send almost all of a large
 //! body, and then nothing, keep everybody else from sending. Bodies of the same connection do not count: with HTTP/2
@@ -14,7 +15,7 @@ use super::{
     problem::Problem,
     share::ConnectionShare,
 };
-use crate::Code;
+use crate::{Code, pauses::Pauses};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body;
@@ -26,20 +27,57 @@ const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from
 /// How long a body's pace is measured before it is judged.
 const PACE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Takes the memory for a body of this many bytes. If there is no room for it, waits until there is, for as long as an
-/// append may wait. Only a small body that need not wait takes its memory later, as it arrives.
-pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usize) -> Result<Grant, Problem> {
+/// How much of a large body has to be there before it takes the memory for all of it. One that is only announced holds
+/// nothing: otherwise a few bytes a second would keep everybody else's large bodies out.
+const FIRST_BYTES: usize = 64 << 10;
+
+/// Waits for room for a small body of this many bytes, and takes it if it had to wait; otherwise it takes its memory as it
+/// arrives: it holds little until then, and others need not wait for it.
+pub(super) async fn small_room(
+    context: &Context,
+    share: &ConnectionShare,
+    bytes: usize,
+) -> Result<Grant, Problem> {
+    let memory = &context.memory;
+    let mut grant = memory.grant(Purpose::Request);
+    let mut is_first = true;
+    in_line(context, share, bytes, || {
+        let has_room = is_first && memory.has_room(Purpose::Request, bytes);
+        is_first = false;
+        has_room || grant.cover(bytes).is_ok()
+    })
+    .await?;
+    Ok(grant)
+}
+
+/// Waits until there is room for a body of this many bytes, and takes nothing of it.
+async fn await_room(context: &Context, share: &ConnectionShare, bytes: usize) -> Result<(), Problem> {
+    in_line(context, share, bytes, || context.memory.has_room(Purpose::Request, bytes)).await
+}
+
+/// Waits until there is room for a body of this many bytes, and takes it. Many that begin at once would otherwise be read
+/// in part, and wait for each other.
+async fn take_room(
+    context: &Context,
+    share: &ConnectionShare,
+    bytes: usize,
+    buffer: &mut Buffer,
+) -> Result<(), Problem> {
+    in_line(context, share, bytes, || buffer.cover(bytes).is_ok()).await
+}
+
+/// Waits until a body of this many bytes `has_room`, for as long as an append may wait, behind those of its size that
+/// wait already.
+async fn in_line(
+    context: &Context,
+    share: &ConnectionShare,
+    bytes: usize,
+    mut has_room: impl FnMut() -> bool,
+) -> Result<(), Problem> {
     let memory = &context.memory;
     let size = Size::of(bytes);
-    let mut grant = memory.grant(Purpose::Request);
-    let mut has_room = || match size {
-        // It holds little until it comes, and others need not wait for it before that.
-        Size::Small => memory.has_room(Purpose::Request, bytes),
-        // Many that begin at once would otherwise be read in part, and wait for each other.
-        Size::Medium | Size::Large => grant.cover(bytes).is_ok(),
-    };
     if bytes <= UNCOUNTED_BYTES || !memory.has_waiting_of(size) && has_room() {
-        return Ok(grant);
+        return Ok(());
     }
     let _waiting = memory.body_waits(bytes, share.waiting_bodies());
     let begun = Instant::now();
@@ -51,8 +89,14 @@ pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usiz
     };
     let permit = context.permits.acquire(kind, &share.lines, patience).await;
     let _permit = permit.map_err(|_| Problem::overloaded())?;
-    grant.cover_within(bytes, patience.saturating_sub(begun.elapsed()), &ASK).await?;
-    Ok(grant)
+    let pauses = Pauses::new(ASK.clone());
+    while !has_room() {
+        if begun.elapsed() >= patience {
+            return Err(Problem::overloaded());
+        }
+        tokio::time::sleep(pauses.next()).await;
+    }
+    Ok(())
 }
 
 /// How fast something arrives that holds memory of the budget.
@@ -134,7 +178,7 @@ where
         Self { body, max, memory, share, body_time, patience, pace: ArrivalPace::begin() }
     }
 
-    /// Receives all of it.
+    /// Receives all of a small body.
     pub(super) async fn receive(mut self, mut grant: Grant) -> Result<Bytes, Problem> {
         let first = match grant.bytes() {
             0 => self.next().await?, // it holds nothing
@@ -151,11 +195,35 @@ where
         let mut buffer = Buffer::new(self.max, grant);
         self.extend(&mut buffer, &first).await?;
         drop(first);
+        self.finish(buffer).await
+    }
+
+    /// Receives all of a body that has `least` bytes or more: first a part of it, then, with memory for all of it, the rest.
+    pub(super) async fn receive_large(mut self, least: usize, context: &Context) -> Result<Bytes, Problem> {
+        await_room(context, self.share, least).await?;
+        let begun = Instant::now();
+        let mut buffer = Buffer::new(self.max, context.memory.grant(Purpose::Request));
+        self.pace = ArrivalPace::begin();
+        in_time(self.body_time, self.body_time, self.begin(&mut buffer)).await?;
+        let left = self.body_time.saturating_sub(begun.elapsed());
+        take_room(context, self.share, least, &mut buffer).await?;
+        in_time(left, self.body_time, self.finish(buffer)).await
+    }
+
+    /// Receives the first part.
+    async fn begin(&mut self, buffer: &mut Buffer) -> Result<(), Problem> {
+        while buffer.len() < FIRST_BYTES
+            && let Some(data) = self.next_in_time(buffer.held()).await?
+        {
+            self.extend(buffer, &data).await?;
+        }
+        Ok(())
+    }
+
+    /// Receives the rest.
+    async fn finish(mut self, mut buffer: Buffer) -> Result<Bytes, Problem> {
         self.pace = ArrivalPace::begin();
         while let Some(data) = self.next_in_time(buffer.held()).await? {
-            if data.len() > buffer.left() {
-                return Err(too_large(self.max, ""));
-            }
             self.extend(&mut buffer, &data).await?;
         }
         Ok(buffer.freeze())
@@ -205,8 +273,23 @@ where
     }
 
     async fn extend(&mut self, buffer: &mut Buffer, data: &[u8]) -> Result<(), Problem> {
+        if data.len() > buffer.left() {
+            return Err(too_large(self.max, ""));
+        }
         self.pace.extend(buffer, data, self.memory, self.share, self.patience).await
     }
+}
+
+/// What is received within `left` of the `max` time that a body may take.
+pub(super) async fn in_time<T>(
+    left: Duration,
+    max: Duration,
+    receiving: impl Future<Output = Result<T, Problem>>,
+) -> Result<T, Problem> {
+    tokio::time::timeout(left, receiving).await.unwrap_or_else(|_| {
+        let detail = format!("the body did not arrive within {} seconds", max.as_secs());
+        Err(Problem::new(Code::BodyTooSlow, detail))
+    })
 }
 
 /// Whether a body, at the pace of `came` bytes in the time that it `took`, would take longer than `max` for as many bytes

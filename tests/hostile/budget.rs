@@ -224,6 +224,40 @@ fn slow_uploads_hold_no_more_than_the_budget_and_what_does_not_fit_is_refused_be
     producer.finish();
 }
 
+/// Bodies that were announced held the memory for all of them: 30 clients that sent nothing else took it from everybody
+/// whose bodies were large, for a kilobyte a second.
+#[test]
+fn bodies_that_are_only_announced_keep_no_other_out() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let head = format!(
+        "POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+        16 * MIB
+    );
+    let mut waiting = Vec::new();
+    for said in 0..60 {
+        let mut client = server.connect();
+        client.send(head.as_bytes()).unwrap();
+        client.send(&vec![b'x'; said * 500]).unwrap(); // some send a little
+        waiting.push(client);
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(
+        metric(&server, "millstream_http_memory_bytes") < 8 * MIB as u64,
+        "what has not come holds memory"
+    );
+    let (mut client, body) = (server.connect(), vec![b'x'; 2 * MIB]);
+    for _ in 0..10 {
+        assert_eq!(client.request("POST", "/v1/logs/a/records", &body).unwrap().status, 200);
+        // All of the memory was held, for a second at a time.
+        assert!(
+            metric(&server, "millstream_http_memory_bytes") < 8 * MIB as u64,
+            "what has not come holds memory"
+        );
+    }
+    drop(waiting);
+}
+
 /// The metric stayed 0 after 2,000 of them: the answer had already taken its next piece when the connection ended.
 #[test]
 fn dropped_readers_are_counted() {

@@ -135,7 +135,19 @@ fn a_session_takes_lines_of_json_and_frames_and_says_what_is_wrong_with_them() {
     session.finish();
     let end = session.end();
     assert_eq!((&end["end"], &end["records"]), (&"invalid_frame".into(), &1.into()));
-    assert_eq!(values(&server), ["{\"a\":1}", "a", "b", "1", "", "x"]);
+    // However the body arrives, `detail` and `record` name the same frame.
+    let (mut session, _) = Session::begun(&server, FRAMES, "");
+    for byte in [b"\x01\0\0\x80".as_slice(), b"1", b"\x01\0\0\x80", b"{"].concat() {
+        session.send(&[byte]);
+    }
+    let end = session.end();
+    assert_eq!((&end["end"], &end["record"]), (&"invalid_json".into(), &2.into()));
+    assert!(end["detail"].as_str().unwrap().starts_with("frame 2 "), "{end}");
+    // A frame that says that it is larger than any is refused when it says so.
+    let (mut session, _) = Session::begun(&server, FRAMES, "");
+    session.send(b"\xff\xff\xff\x7f0123456789");
+    assert_eq!(session.end()["end"], "record_too_large");
+    assert_eq!(values(&server), ["{\"a\":1}", "a", "b", "1", "", "x", "1"]);
 }
 
 #[test]

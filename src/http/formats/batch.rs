@@ -129,7 +129,7 @@ pub(in crate::http) fn parse(
     let batch = match format {
         Format::Json => {
             let body = json::frames(&without_byte_order_mark(format, body), room, grant)?;
-            counted(body, Shape::Frames, room, |body, count| check_frames(body, false, count))?
+            counted(body, Shape::Frames, room, |body, count| check_frames(body, false, 0, count))?
         }
         _ => parse_part(format, without_byte_order_mark(format, body), room, 0)?,
     };
@@ -146,19 +146,19 @@ pub(in crate::http) fn without_byte_order_mark(format: Format, body: Bytes) -> B
     if marked { body.slice(BYTE_ORDER_MARK.len()..) } else { body }
 }
 
-/// Parses a part of a body that comes after `lines` lines, and that may have no records. For all formats but JSON,
+/// Parses a part of a body that comes after `before` lines or frames, and that may have no records. For all formats but JSON,
 /// where a part cannot be parsed alone.
 pub(in crate::http) fn parse_part(
     format: Format,
     body: Bytes,
     room: SegmentRoom,
-    lines: u64,
+    before: u64,
 ) -> Result<DecodedBatch, Problem> {
     match format {
         Format::Ndjson => counted(body, Shape::JsonLines, room, |body, count| {
             json_lines(body).try_for_each(|(number, line)| {
                 check_json(line).map_err(|error| {
-                    let number = lines + number;
+                    let number = before + number;
                     let detail =
                         format!("line {number} is not JSON: {error}; nothing of its batch was stored");
                     Problem::new(Code::InvalidJson, detail).with(|numbers| numbers.line = Some(number))
@@ -171,7 +171,7 @@ pub(in crate::http) fn parse_part(
         }),
         Format::Bytes => counted(body, Shape::One, room, |body, count| count(body)),
         Format::Json | Format::Frames => {
-            counted(body, Shape::Frames, room, |body, count| check_frames(body, true, count))
+            counted(body, Shape::Frames, room, |body, count| check_frames(body, true, before, count))
         }
     }
 }
@@ -223,24 +223,27 @@ fn json_lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     lines(body).filter(|(_, line)| !is_blank(line))
 }
 
-/// Refuses frames that are incomplete or, if JSON is to be `checked`, whose values marked as JSON are not JSON.
+/// Refuses frames that are incomplete or, if JSON is to be `checked`, whose values marked as JSON are not JSON. `before`
+/// frames of the body came before these.
 fn check_frames(
     body: &[u8],
     checked: bool,
+    before: u64,
     count: &mut dyn FnMut(&[u8]) -> Result<(), Problem>,
 ) -> Result<(), Problem> {
     let (mut left, mut number) = (body, 0);
     while !left.is_empty() {
         number += 1;
         let Some((AppendFrame { json, value }, rest)) = AppendFrame::split(left) else {
-            let detail = format!("the body ends within frame {number}: its length is wrong, or it was cut");
+            let detail =
+                format!("the body ends within frame {}: its length is wrong, or it was cut", before + number);
             return Err(
                 Problem::new(Code::InvalidFrame, detail).with(|numbers| numbers.record = Some(number))
             );
         };
         if json && checked {
             check_json(value).map_err(|error| {
-                let detail = format!("frame {number} is marked as JSON and is not: {error}");
+                let detail = format!("frame {} is marked as JSON and is not: {error}", before + number);
                 Problem::new(Code::InvalidJson, detail).with(|numbers| numbers.record = Some(number))
             })?;
         }

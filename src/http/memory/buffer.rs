@@ -42,6 +42,11 @@ impl Buffer {
         self.grant.bytes
     }
 
+    /// Takes memory for this many bytes in all; nothing, if there is none.
+    pub(in crate::http) fn cover(&mut self, bytes: usize) -> Result<(), UsedUp> {
+        self.grant.cover(bytes)
+    }
+
     /// Covers `bytes` more than it has, as [`Grant::cover_within`] does.
     pub(in crate::http) async fn cover_within(
         &mut self,

@@ -60,11 +60,24 @@ impl Framing {
         }
     }
 
-    /// How many lines end in these records: what says which one is wrong.
-    pub(super) fn lines(self, bytes: &[u8]) -> u64 {
+    /// How many lines or frames these whole records are: what says which one is wrong. Blank lines count.
+    pub(super) fn count(self, bytes: &[u8]) -> u64 {
         match self {
             Self::Lines => memchr::memchr_iter(b'\n', bytes).count() as u64,
-            Self::Frames => 0,
+            Self::Frames => {
+                let lengths = std::iter::successors(frame_bytes(bytes), |&end| {
+                    Some(end + frame_bytes(bytes.get(end..)?)?)
+                });
+                lengths.take_while(|&end| end <= bytes.len()).count() as u64
+            }
+        }
+    }
+
+    /// How many bytes the record that begins with `begun` has, if it says so.
+    pub(super) fn announced(self, begun: &[u8]) -> Option<usize> {
+        match self {
+            Self::Lines => None,
+            Self::Frames => frame_bytes(begun),
         }
     }
 }

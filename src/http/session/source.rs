@@ -47,8 +47,8 @@ pub(super) struct Source {
     begun: Option<Begun>,
     /// Whether nothing has been taken yet.
     is_first: bool,
-    /// How many lines have been taken, to say which one is wrong.
-    lines: u64,
+    /// How many lines or frames have been taken, to say which one is wrong.
+    taken: u64,
 }
 
 /// The beginning of a record.
@@ -92,7 +92,7 @@ impl Source {
             next: 0,
             begun: None,
             is_first: true,
-            lines: 0,
+            taken: 0,
         }
     }
 
@@ -137,16 +137,16 @@ impl Source {
             self.look_for_next(share).await?;
             bytes
         };
-        let lines = self.framing.lines(&bytes);
+        let count = self.framing.count(&bytes);
         let part = Part {
             format: self.format,
             log: Arc::clone(&self.log),
             room: SegmentRoom::new(self.segment as u64),
             is_first: self.is_first,
-            lines: self.lines,
+            before: self.taken,
         };
         self.is_first = false;
-        self.lines += lines;
+        self.taken += count;
         let batch = if bytes.len() < OFFLOAD_BYTES {
             part.parse(bytes)
         } else {
@@ -183,7 +183,8 @@ impl Source {
             pace: ArrivalPace::begin(),
         });
         let length = begun.bytes().len() + part.len();
-        if length > self.max {
+        let begins_with = if begun.bytes().is_empty() { part } else { begun.bytes() };
+        if length.max(self.framing.announced(begins_with).unwrap_or(0)) > self.max {
             let detail = format!("a record has more than {} bytes", self.max);
             return Err(Problem::new(Code::RecordTooLarge, detail));
         }
@@ -235,14 +236,15 @@ struct Part {
     log: Arc<OpenLog>,
     room: SegmentRoom,
     is_first: bool,
-    lines: u64,
+    /// How many lines or frames came before it.
+    before: u64,
 }
 
 impl Part {
     /// The batch in it; `None` if there are only blank lines.
     fn parse(self, bytes: Bytes) -> Result<Option<DecodedBatch>, Problem> {
         let bytes = if self.is_first { formats::without_byte_order_mark(self.format, bytes) } else { bytes };
-        let mut batch = formats::parse_part(self.format, bytes, self.room, self.lines)?;
+        let mut batch = formats::parse_part(self.format, bytes, self.room, self.before)?;
         if batch.records() == 0 {
             return Ok(None);
         }
