@@ -2,11 +2,12 @@
 //!
 //! A body that there is no room for waits for a moment before it is read at all, in a line that is fair among
 //! connections: otherwise clients that send again and again would get all that becomes free. A large one takes its memory
-//! when its first part is there. While bodies of other
-//! connections wait, a body that arrives too slowly is refused: at its present rate, receiving as many bytes again as
-//! it holds would take longer than a whole body may. Without that, a dozen clients that send almost all of a large
-//! body, and then nothing, keep everybody else from sending. Bodies of the same connection do not count: with HTTP/2
-//! they share its window, and may be what keeps a body from coming.
+//! when its first part is there.
+//!
+//! While bodies of other connections wait, a body that arrives too slowly is refused: at its present rate, receiving as
+//! many bytes again as it holds would take longer than a whole body may. Without that, a dozen clients that send almost
+//! all of a large body, and then nothing, keep everybody else from sending. Bodies of the same connection do not count:
+//! with HTTP/2 they share its window, and may be what keeps a body from coming.
 
 use super::{
     context::Context,
@@ -40,13 +41,9 @@ pub(super) async fn small_room(
 ) -> Result<Grant, Problem> {
     let memory = &context.memory;
     let mut grant = memory.grant(Purpose::Request);
-    let mut is_first = true;
-    in_line(context, share, bytes, || {
-        let has_room = is_first && memory.has_room(Purpose::Request, bytes);
-        is_first = false;
-        has_room || grant.cover(bytes).is_ok()
-    })
-    .await?;
+    if memory.has_waiting_of(Size::Small) || !memory.has_room(Purpose::Request, bytes) {
+        in_line(context, share, bytes, || grant.cover(bytes).is_ok()).await?;
+    }
     Ok(grant)
 }
 
