@@ -22,7 +22,7 @@ pub(super) struct StartFlags {
 }
 
 /// The first number that is taken for a time in milliseconds, in March 1973: what is less was meant in seconds, and would
-/// be in 1970.
+/// be in 1970. Stricter than the server, which takes 0 and other numbers of few digits: programs ask it from the beginning.
 const MIN_MILLIS: u64 = 100_000_000_000;
 
 /// A time, as it was given: how long ago it is counts from when it is used, by the clock of the log.

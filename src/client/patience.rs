@@ -46,10 +46,7 @@ pub struct Patience {
 
 impl std::fmt::Debug for Patience {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Patience")
-            .field("most", &self.max)
-            .field("begun", &self.begun)
-            .finish_non_exhaustive()
+        f.debug_struct("Patience").field("max", &self.max).field("begun", &self.begun).finish_non_exhaustive()
     }
 }
 

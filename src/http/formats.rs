@@ -1,4 +1,4 @@
-//! The formats of records: splitting a body into payloads, and writing records out. No I/O.
+//! The formats of records: splitting a body into values, and writing records out. No I/O.
 //!
 //! | type | a body to append | an answer |
 //! | --- | --- | --- |

@@ -1,5 +1,5 @@
-//! Anything that may take long for a log (opening, creating, deleting, trimming it, learning its producers) is done for
-//! one request per log at a time, and for few logs at once. All other requests wait without a thread: there are not
+//! Anything that may take long for a log (opening, creating, deleting, trimming it, writing its cursors or epochs, learning
+//! its producers) is done for one request per log at a time, and for few logs at once. All other requests wait without a thread: there are not
 //! many threads, and reads from the disk and compressed bodies of other logs need them too.
 
 use super::{

@@ -202,7 +202,7 @@ impl Problem {
 
     /// Other requests are at work on the log, or on too many logs at once.
     pub(super) fn log_is_busy() -> Self {
-        let detail = "the log is busy: another request is opening, creating, trimming or deleting it, or as many other logs as allowed at once; try again a little later";
+        let detail = "the log is busy: another request is at work on it, or requests are at work on as many logs as may be at once; try again a little later";
         Self::new(Code::Overloaded, detail)
     }
 

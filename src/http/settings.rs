@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// The limits of a server. Every limit holds for each client, whatever it sends.
+/// The settings of a server. Its limits hold whatever clients send.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The number of runtimes, each with one thread. Default: one per core.

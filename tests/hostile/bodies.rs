@@ -3,14 +3,14 @@
 use super::{
     MIB, code,
     support::{
-        Client, Server,
+        Client, Server, Stops,
         process::{Process, TICKS},
         processor::Processor,
     },
 };
 use std::{
     io::Write,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -220,7 +220,7 @@ fn a_small_compressed_body_does_not_wait_behind_bombs() {
         gzip(&line.repeat(bytes / line.len()))
     };
     let (small, medium) = (lines(200 << 10), lines(3 * MIB));
-    let stop = AtomicBool::new(false);
+    let stop = Stops::default();
     let (thrown, let_in) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for n in 0..24 {
@@ -228,7 +228,7 @@ fn a_small_compressed_body_does_not_wait_behind_bombs() {
             let (media_type, encoding, bomb) = &bombs[n % bombs.len()];
             scope.spawn(move || {
                 let mut client = server.connect();
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.is_set() {
                     let (status, code) = post(&mut client, "/v1/logs/a/records", media_type, encoding, bomb);
                     assert!(matches!(status, 400 | 503), "{status} {code}");
                     thrown.fetch_add(1, Ordering::Relaxed);
@@ -236,7 +236,7 @@ fn a_small_compressed_body_does_not_wait_behind_bombs() {
                 }
             });
         }
-        let stops = StopOnDrop(&stop);
+        let stops = stop.at_end();
         std::thread::sleep(Duration::from_millis(500));
         let mut client = server.connect();
         let mut slowest = [Duration::ZERO; 2];
@@ -259,12 +259,4 @@ fn a_small_compressed_body_does_not_wait_behind_bombs() {
         assert!(slowest[0] < Duration::from_secs(1) && slowest[1] < Duration::from_secs(2), "{slowest:?}");
     });
     assert!(let_in.load(Ordering::Relaxed) > 2, "no large body gets through");
-}
-
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -4,7 +4,7 @@ use super::{
     MIB, Producer, a_while, code, crowd, get,
     http2::{self, Connection, GO_AWAY, RESET},
     metric,
-    support::{Client, Server, process::Process, processor::Processor},
+    support::{Client, Server, Stops, process::Process, processor::Processor},
     wait_for,
 };
 use std::{
@@ -359,13 +359,13 @@ fn large_ranges_that_are_asked_for_and_left_do_not_keep_others_from_theirs() {
     let alone = Instant::now();
     assert_eq!(get(&mut client, share).unwrap().status, 200);
     let alone = alone.elapsed();
-    let stop = AtomicBool::new(false);
+    let stop = Stops::default();
     let asked = AtomicUsize::new(0);
     let mut slowest = Duration::ZERO;
     std::thread::scope(|scope| {
         for _ in 0..120 {
             scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.is_set() {
                     let mut client = server.connect();
                     client.send(whole.as_bytes()).unwrap();
                     // Some leave while the server may be working for them, some long after it has refused them.
@@ -374,7 +374,7 @@ fn large_ranges_that_are_asked_for_and_left_do_not_keep_others_from_theirs() {
                 }
             });
         }
-        let stops = Stop(&stop);
+        let stops = stop.at_end();
         std::thread::sleep(Duration::from_millis(300));
         let begun = Instant::now();
         while begun.elapsed() < a_while(1.5) {
@@ -389,14 +389,6 @@ fn large_ranges_that_are_asked_for_and_left_do_not_keep_others_from_theirs() {
         "{planned:?} for the first byte of all; {alone:?} alone, {slowest:?} at the most beside {asked:?} clients that leave"
     );
     assert!(slowest < Duration::from_secs(4), "{slowest:?}");
-}
-
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// What the book's endpoint makes from a body, its value without base64, was not in any budget.
@@ -459,21 +451,12 @@ fn ranges_that_come_from_the_disk_hold_little_however_many_ask() {
     producer.finish();
 }
 
-/// Ends the hostile clients of a test, also if it fails.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Sends almost all of a body and then nothing, again and again, until it is over.
-fn stall(address: &str, size: usize, over: &AtomicBool) {
+fn stall(address: &str, size: usize, over: &Stops) {
     let head =
         format!("POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
     let body = vec![b'x'; size - 1];
-    while !over.load(Ordering::Relaxed) {
+    while !over.is_set() {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -483,7 +466,7 @@ fn stall(address: &str, size: usize, over: &AtomicBool) {
             continue; // it waits for memory: give up, and come again
         }
         let mut answer = [0; 1 << 10];
-        while !over.load(Ordering::Relaxed) {
+        while !over.is_set() {
             match stream.read(&mut answer) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 _ => break,
@@ -501,9 +484,9 @@ fn uploads_that_stop_make_room_when_others_wait() {
         ["--max-body-bytes", "4MiB", "--max-decoded-bytes", "4MiB", "--max-http-memory-bytes", "16MiB"];
     let server = Server::start(data.path(), &flags);
     server.connect().request("PUT", "/v1/logs/a", b"").unwrap();
-    let over = AtomicBool::new(false);
+    let over = Stops::default();
     std::thread::scope(|scope| {
-        let _over = Over(&over);
+        let _over = over.at_end();
         for n in 0..66 {
             let (address, over) = (&server.address, &over);
             scope.spawn(move || stall(address, if n < 6 { 4 << 20 } else { 64 << 10 }, over));
@@ -554,9 +537,9 @@ fn an_answer_that_waits_for_much_memory_does_not_keep_others_from_less() {
             assert_eq!(answer.status, 200, "{}", answer.body);
         }
     }
-    let over = AtomicBool::new(false);
+    let over = Stops::default();
     std::thread::scope(|scope| {
-        let _over = Over(&over);
+        let _over = over.at_end();
         // Two take an answer at a pace that is allowed; one follows the other log.
         let requests = ["more/records/0", "more/records/0", "most/records?follow=true"];
         for (n, request) in requests.into_iter().enumerate() {
@@ -569,7 +552,7 @@ fn an_answer_that_waits_for_much_memory_does_not_keep_others_from_less() {
                 stream.write_all(head.as_bytes()).unwrap();
                 stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
                 let mut some = vec![0; 60 << 10];
-                while !over.load(Ordering::Relaxed) {
+                while !over.is_set() {
                     if n < 2 {
                         let _ = stream.read(&mut some);
                     }

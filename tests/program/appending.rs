@@ -1,7 +1,8 @@
 //! `millstream append` where something is in the way: a log of small segments, a record that is not what it is to be, a
 //! file that is still being written, a server that is not there.
 
-use crate::support::Server;
+use super::run;
+use crate::support::{Server, program};
 use rustix::process::{Signal, kill_process};
 use std::{
     io::Write,
@@ -11,31 +12,18 @@ use std::{
 };
 
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    let mut command = program::millstream();
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-fn run(arguments: &[&str], input: &[u8]) -> Output {
-    let mut child = command(arguments).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    std::thread::scope(|threads| {
-        threads.spawn(move || drop(stdin.write_all(input))); // it may not read all
-        child.wait_with_output().unwrap()
-    })
+/// Runs a test with a server, and with a directory: it gets the flags that say which, and what runs a command with them.
+fn in_both(test: impl Fn(&[&str], &dyn Fn(&[&str], &[u8]) -> Output)) {
+    super::in_both(|at| test(at, &|arguments, input| run(&[arguments, at].concat(), input)));
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Runs it with a server, and with a directory.
-fn in_both(test: impl Fn(&[&str], &dyn Fn(&[&str], &[u8]) -> Output)) {
-    let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let server = Server::start(data.path(), &[]);
-    for at in [["--url", &server.address], ["--data", directory.path().to_str().unwrap()]] {
-        test(&at, &|arguments, input| run(&[arguments, &at].concat(), input));
-    }
 }
 
 /// It was refused for good, as `record_too_large`.

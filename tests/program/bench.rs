@@ -1,16 +1,12 @@
 //! The load generator of the command line.
 
-use crate::support::Server;
+use crate::support::{Server, program};
 use rustix::process::{Pid, Signal, kill_process};
-use std::{
-    process::{Command, Output},
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{process::Output, thread::JoinHandle, time::Duration};
 
 fn bench(server: &Server, arguments: &[&str]) -> Output {
     let url = format!("http://{}", server.address);
-    Command::new(env!("CARGO_BIN_EXE_millstream"))
+    program::millstream()
         .args(["bench", "--url", &url, "--warm-up", "0"])
         .args(if arguments.contains(&"--seconds") { &[][..] } else { &["--seconds", "1"] })
         .args(arguments)
@@ -101,7 +97,7 @@ fn logs_of_this_process_are_measured_without_a_server() {
         &["--ack", "memory", "--reads", "50", "--batch", "10", "--logs", "2", "--tails", "2"],
         &["--ack", "durable", "--spread", "exponential", "--rate", "500"],
     ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        let output = program::millstream()
             .args(["bench", "--warm-up", "0", "--seconds", "1", "--json", "--data"])
             .arg(data.path())
             .args(arguments)
@@ -183,7 +179,7 @@ fn the_logs_are_deleted_if_not_all_can_be_created_and_after_a_signal() {
     assert_eq!(logs(&server), ["bench-2", "default"]);
     server.connect().request("DELETE", "/v1/logs/bench-2", b"").unwrap();
     for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143)] {
-        let mut running = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        let mut running = program::millstream()
             .args(["bench", "--url", &format!("http://{}", server.address), "--logs", "2"])
             .spawn()
             .unwrap();
@@ -203,7 +199,7 @@ fn a_signal_in_the_warm_up_is_said_to_have_ended_it() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     for json in [&[][..], &["--json"]] {
-        let running = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        let running = program::millstream()
             .args(["bench", "--url", &format!("http://{}", server.address), "--warm-up", "60"])
             .args(json)
             .stdout(std::process::Stdio::piped())
@@ -241,7 +237,7 @@ fn a_signal_ends_the_measuring_and_what_was_measured_is_printed() {
         (["--url", &url], &["--rate", "200"]),
         (["--data", directory.path().to_str().unwrap()], &[]),
     ] {
-        let running = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        let running = program::millstream()
             .args(["bench", "--json", "--warm-up", "0", "--seconds", "60"])
             .args([&at, more].concat())
             .stdout(std::process::Stdio::piped())

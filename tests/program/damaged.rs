@@ -1,8 +1,8 @@
 //! Reading over damage: by each format, tail, client and command, before `repair` and after it.
 
-use crate::support::{Reply, Server};
+use crate::support::{Reply, Server, program};
 use millstream::client::{Client, Error, StartAt};
-use std::{io::BufRead, path::Path, process::Command};
+use std::{io::BufRead, path::Path};
 
 /// Records of 100 bytes take 128 in a segment, after its header.
 const fn at(record: usize) -> usize {
@@ -63,7 +63,7 @@ fn events(server: &Server, query: &str, enough: &str) -> String {
 
 /// The exit code of a command, what it prints, and what it says.
 fn command(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_millstream")).args(arguments).output().unwrap();
+    let output = program::millstream().args(arguments).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }

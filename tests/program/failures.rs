@@ -1,33 +1,13 @@
 //! What the commands do when they fail: with a server and with a directory the same exit code, the same words, and with
 //! `--json` the same code.
 
-use crate::support::{Server, program};
-use std::{
-    io::{BufRead, Write},
-    process::{Output, Stdio},
-};
-
-fn run(arguments: &[&str], input: &str) -> Output {
-    let mut command = program::millstream();
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes()); // it may not read all
-    child.wait_with_output().unwrap()
-}
+use super::{in_both, run};
+use std::io::BufRead;
 
 /// The exit code of a command, and what it says on standard error.
 fn failed(arguments: &[&str], at: &[&str]) -> (Option<i32>, String) {
-    let output = run(&[arguments, at].concat(), "1\n");
+    let output = run(&[arguments, at].concat(), b"1\n");
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
-}
-
-/// Runs it with a server, and with a directory.
-fn in_both(test: impl Fn(&[&str])) {
-    let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let server = Server::start(data.path(), &[]);
-    for at in [["--url", &server.address], ["--data", directory.path().to_str().unwrap()]] {
-        test(&at);
-    }
 }
 
 /// It was 1 with a server, and some of it also in a directory.
@@ -49,9 +29,12 @@ fn arguments_that_no_log_takes_are_wrong_usage_wherever_the_log_is() {
             let (code, said) = failed(wrong, at);
             assert_eq!(code, Some(2), "{wrong:?} {at:?}: {said}");
         }
-        assert!(run(&[&["logs", "list"], at].concat(), "").stdout.lines().count() <= 2, "no log was created");
+        assert!(
+            run(&[&["logs", "list"], at].concat(), b"").stdout.lines().count() <= 2,
+            "no log was created"
+        );
     });
-    let help = String::from_utf8(run(&["--help"], "").stdout).unwrap();
+    let help = String::from_utf8(run(&["--help"], b"").stdout).unwrap();
     assert!(help.contains("Exit codes:\n  0 ") && help.contains("\n  2 ") && help.contains("130"), "{help}");
 }
 
@@ -111,7 +94,8 @@ fn a_failure_has_the_same_words_and_code_wherever_the_log_is_and_is_json_if_aske
     let wrong = file("wrong", "{\n");
     let all = std::cell::RefCell::new(Vec::<Vec<String>>::new());
     in_both(|at| {
-        let good = |arguments: &[&str]| assert!(run(&[arguments, at].concat(), "1\n2\n3\n").status.success());
+        let good =
+            |arguments: &[&str]| assert!(run(&[arguments, at].concat(), b"1\n2\n3\n").status.success());
         good(&["append", "a", "--create"]);
         good(&["cursors", "set", "a", "c", "1"]);
         good(&["logs", "create", "small", "--segment-bytes", "64KiB"]);
@@ -127,7 +111,7 @@ fn a_failure_has_the_same_words_and_code_wherever_the_log_is_and_is_json_if_aske
                 })
                 .collect();
             let json = [&arguments[..], &["--json"]].concat();
-            let output = run(&[&json, at].concat(), "1\n");
+            let output = run(&[&json, at].concat(), b"1\n");
             let line = String::from_utf8(output.stderr).unwrap();
             assert_eq!(line.lines().count(), 1, "{json:?} {at:?}: {line}");
             let said: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -173,9 +157,9 @@ fn other_commands_also_say_in_json_what_has_failed() {
         (&["bench", "--data", dir], "log_exists", 1),
     ] {
         if code == "log_exists" {
-            assert!(run(&["logs", "create", "bench-0", "--data", dir], "").status.success());
+            assert!(run(&["logs", "create", "bench-0", "--data", dir], b"").status.success());
         }
-        let output = run(&[arguments, &["--json"]].concat(), "");
+        let output = run(&[arguments, &["--json"]].concat(), b"");
         let line = String::from_utf8(output.stderr).unwrap();
         let said: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!((said["code"].as_str(), output.status.code()), (Some(code), Some(exit_code)), "{line}");

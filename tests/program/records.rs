@@ -4,7 +4,7 @@
 mod producers;
 mod reading;
 
-use crate::support::{Answer, Client, Server, code, start};
+use crate::support::{Answer, Client, Server, code, program, start};
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -487,7 +487,7 @@ fn a_log_whose_directory_cannot_be_used_says_so_and_the_others_go_on() {
     }
     assert_eq!(append(&mut client, "/v1/logs/empty/records", "text/plain", b"0").status, 200);
     assert_eq!(append(&mut client, "/v1/logs/other/records", "text/plain", b"1").status, 200);
-    let list = std::process::Command::new(env!("CARGO_BIN_EXE_millstream"));
+    let list = program::millstream();
     let list = { list }.args(["logs", "list", "--url", &server.address]).output().unwrap();
     let (out, error) = (String::from_utf8(list.stdout).unwrap(), String::from_utf8(list.stderr).unwrap());
     assert_eq!(list.status.code(), Some(1));

@@ -1,7 +1,7 @@
 //! The scrubber of a real server: it finds a bit that flips in a sealed segment, and nothing where nothing is damaged; at
 //! the rate that was set.
 
-use crate::support::{Client, Server};
+use crate::support::{Client, Server, program};
 use millstream::{Log, Options};
 use std::{
     fs::{self, File},
@@ -157,10 +157,7 @@ fn a_bit_that_flips_in_a_sealed_segment_while_the_server_runs_is_found() {
     assert_eq!(log.matches("the scrubber").count(), 1, "{log}");
     assert!(log.contains(&line), "{log}");
     let url = format!("http://{}", watched.server.address);
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_millstream"))
-        .args(["logs", "describe", "a", "--url", &url])
-        .output()
-        .unwrap();
+    let output = program::millstream().args(["logs", "describe", "a", "--url", &url]).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(printed.contains(&format!("a is damaged, offset {damaged}: ")), "{printed}");
     assert!(watched.open_segments() <= 2, "{} descriptors", watched.open_segments());

@@ -1,6 +1,6 @@
 //! The commands of the command line, used with a running server and with a directory.
 
-use crate::support::Server;
+use crate::support::{Server, program};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -10,15 +10,7 @@ use std::{
 };
 
 fn millstream(arguments: &[&str], input: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
+    super::run(arguments, input.as_bytes())
 }
 
 /// Runs a command that should succeed: returns its standard output.
@@ -182,7 +174,7 @@ fn an_import_of_a_file_that_grows_continues_and_one_that_changes_is_refused_in_a
 /// read before a signal was lost.
 fn a_line_that_is_piped(at: &[&str], is_stored: impl Fn(&str) -> bool) {
     for (round, signal) in [(0, 2), (1, 15)] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        let mut child = program::millstream()
             .args([&["append", "a", "-", "--create"], at].concat())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -239,7 +231,7 @@ fn following_continues_over_a_restart_of_the_server() {
     let (url, address) = (format!("http://{}", server.address), server.address.clone());
     good(&["logs", "create", "a", "--url", &url], "");
     good(&["append", "a", "--url", &url], "before\n");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+    let mut child = program::millstream()
         .args(["tail", "-f", "a", "--url", &url])
         .stdout(Stdio::piped())
         .spawn()
@@ -260,7 +252,7 @@ fn following_ends_when_its_reader_is_gone() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     good(&["append", "a", "--url", &server.address], "one\n");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+    let mut child = program::millstream()
         .args(["tail", "-f", "a", "--url", &server.address])
         .stdout(Stdio::piped())
         .spawn()
@@ -416,7 +408,7 @@ fn records_are_read_from_anywhere_and_as_they_are_on_a_server() {
         assert_eq!(good(&[&["tail", "-f", "lines"], more, &at].concat(), ""), expected, "{more:?}");
     }
     for begin in [["--offset", "1"], ["--since", "1h"]] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        let mut child = program::millstream()
             .args([&["tail", "-f", "lines"], &begin[..], &at].concat())
             .stdout(Stdio::piped())
             .spawn()
@@ -527,7 +519,7 @@ fn a_flag_takes_precedence_over_an_address_in_the_environment() {
     let server = Server::start(data.path(), &["--create-logs"]);
     let other = tempfile::tempdir().unwrap();
     let with = |url: &str, arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        let mut command = program::millstream();
         command.args(arguments).env("MILLSTREAM_URL", url).output().unwrap()
     };
     let in_directory = ["logs", "list", "--data", other.path().to_str().unwrap()];
@@ -544,7 +536,7 @@ fn a_directory_in_the_environment_is_used_unless_an_address_is_given() {
     let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = Server::start(data.path(), &[]);
     let with = |url: &str, arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        let mut command = program::millstream();
         command.args(arguments).env("MILLSTREAM_URL", url).env("MILLSTREAM_DATA", directory.path());
         let output = command.output().unwrap();
         (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
@@ -638,7 +630,7 @@ fn cursors_are_set_listed_read_from_and_removed_with_a_server_and_in_a_directory
     let at = ["--url", &server.address];
     cursors(&at);
     cursors(&["--data", directory.path().to_str().unwrap()]);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+    let mut child = program::millstream()
         .args([&["tail", "-f", "c", "--cursor", "a"], &at[..]].concat())
         .stdout(Stdio::piped())
         .spawn()

@@ -1,6 +1,7 @@
 //! The pages for people who change Millstream name files, functions and tests. A name that is no longer in the source
 //! sends them looking for what does not exist.
 
+use super::root;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -8,10 +9,6 @@ use std::{
 
 const PAGES: [&str; 5] =
     ["docs/architecture.md", "docs/design.md", "docs/glossary.md", "CONTRIBUTING.md", ".cargo/config.toml"];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 /// All files and directories below a directory, relative to the root.
 fn below(dir: &Path) -> Vec<PathBuf> {

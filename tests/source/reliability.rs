@@ -1,27 +1,12 @@
 //! `docs/reliability.md` names a test for each guarantee and each finding, and `docs/edges.md` for each thing that went
 //! wrong with clients. A name that is not in the source would be worse than none: it would claim that something is shown.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use super::{root, sources};
+use std::{collections::BTreeSet, fs};
 
 const NONE: &str = "no test yet";
 /// The titles of the last column in tables that name tests.
 const COLUMNS: [&str; 3] = ["shown by", "regression test", "test"];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// All Rust files below a directory.
-fn sources(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let (dirs, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
-    let files = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
-    files.chain(dirs.iter().flat_map(|dir| sources(dir))).collect()
-}
 
 /// The names of the tests in a source file: the functions that are marked as tests.
 fn tests_in(source: &str) -> BTreeSet<String> {

@@ -1,17 +1,8 @@
 //! `unsafe` is only in `src/chunk.rs` and `src/chunk/`, where memory is shared without locks, and each use says why it
 //! is sound: a block or an implementation in a `SAFETY:` comment before it, a function in a `# Safety` section.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
-
-fn sources(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let (dirs, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
-    let files = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
-    files.chain(dirs.iter().flat_map(|dir| sources(dir))).collect()
-}
+use super::sources;
+use std::{fs, path::Path};
 
 /// The code of a line, without comments and the content of quotation marks.
 fn code(line: &str) -> String {

@@ -49,7 +49,7 @@ impl Append {
                 let mut options = ProducerOptions::default();
                 (options.batch_bytes, options.patience, options.same_log) =
                     (self.batch_bytes, patience, true);
-                let id = self.import.clone().unwrap_or_else(unnamed);
+                let id = self.import.clone().unwrap_or_else(unique_name);
                 let producer = client.producer_with(&self.log, &id, options)?;
                 until_given_up =
                     Box::pin(self::until_given_up(producer.gives_up(), producer.trouble(), patience));
@@ -110,7 +110,7 @@ impl Append {
 }
 
 /// A name that nothing else uses.
-fn unnamed() -> String {
+fn unique_name() -> String {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
     format!("cli-{}-{}", std::process::id(), now.as_nanos())
 }

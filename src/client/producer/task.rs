@@ -225,7 +225,10 @@ pub(super) async fn run(mut running: Running) {
                 };
                 let done = match done {
                     Ok(done) => done,
-                    Err(error) => Err(Error::Answer { reason: error.to_string() }.into()), // it has panicked
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic), // callers are told that the task has ended
+                        Err(_cancelled) => return,                     // the runtime ends
+                    },
                 };
                 settle(&shared, done);
             }

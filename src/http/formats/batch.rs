@@ -142,8 +142,11 @@ pub(in crate::http) fn parse(
 /// The body, or the first part of one, without its byte order mark, which some editors write: it is no part of the
 /// first line.
 pub(in crate::http) fn without_byte_order_mark(format: Format, body: Bytes) -> Bytes {
-    let marked = !matches!(format, Format::Bytes | Format::Frames) && body.starts_with(BYTE_ORDER_MARK);
-    if marked { body.slice(BYTE_ORDER_MARK.len()..) } else { body }
+    let is_text = match format {
+        Format::Text | Format::Json | Format::Ndjson => true,
+        Format::Bytes | Format::Frames => false,
+    };
+    if is_text && body.starts_with(BYTE_ORDER_MARK) { body.slice(BYTE_ORDER_MARK.len()..) } else { body }
 }
 
 /// Parses a part of a body that comes after `before` lines or frames, and that may have no records. For all formats but JSON,

@@ -40,10 +40,10 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawV
 pub(super) fn frames(body: &[u8], room: SegmentRoom, grant: Grant) -> Result<Bytes, Problem> {
     let is_array = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
     let max = if is_array { body.len().saturating_mul(5) / 2 + Prefix::BYTES } else { body.len() };
-    let mut frames = Framing { out: Buffer::new(max, grant), room, records: 0, refused: None };
+    let mut frames = FrameWriter { out: Buffer::new(max, grant), room, records: 0, refused: None };
     let mut from = serde_json::Deserializer::from_slice(body);
     let parsed = if is_array {
-        let record = |frames: &mut Framing, raw: &RawValue| frames.json(raw);
+        let record = |frames: &mut FrameWriter, raw: &RawValue| frames.json(raw);
         List { frames: &mut frames, expected: "a list of JSON values", record }.deserialize(&mut from)
     } else {
         Document(&mut frames).deserialize(&mut from)
@@ -61,7 +61,7 @@ pub(super) fn frames(body: &[u8], room: SegmentRoom, grant: Grant) -> Result<Byt
 }
 
 /// Converts records from JSON to frames: one at a time, so that their number costs no memory.
-struct Framing {
+struct FrameWriter {
     out: Buffer,
     room: SegmentRoom,
     records: u64,
@@ -69,7 +69,7 @@ struct Framing {
     refused: Option<Problem>,
 }
 
-impl Framing {
+impl FrameWriter {
     fn record(&mut self, record: &Record<'_>) -> Result<(), Problem> {
         self.records += 1;
         let n = self.records;
@@ -192,12 +192,12 @@ fn unescaped(letters: &mut impl Iterator<Item = u8>) -> Option<u8> {
 }
 
 /// `{"records":[…]}`
-struct Document<'a>(&'a mut Framing);
+struct Document<'a>(&'a mut FrameWriter);
 /// `[…]`, each element of which is a record as `T` has it.
 struct List<'a, T> {
-    frames: &'a mut Framing,
+    frames: &'a mut FrameWriter,
     expected: &'static str,
-    record: fn(&mut Framing, T) -> Result<(), Problem>,
+    record: fn(&mut FrameWriter, T) -> Result<(), Problem>,
 }
 
 impl<'de> DeserializeSeed<'de> for Document<'_> {
