@@ -83,7 +83,7 @@ pub(crate) fn main() -> ExitCode {
     }
     run(&cli).unwrap_or_else(|error| {
         let code = fail(
-            &CodedFailure::of(&*error).or_without_log(cli.command.without_log()),
+            &CodedFailure::of(&*error).with_advice_if_no_log(cli.command.without_log()),
             cli.command.prints_json(),
         );
         match error.downcast_ref::<signals::Interrupted>() {

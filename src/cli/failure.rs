@@ -65,7 +65,7 @@ impl CodedFailure {
     }
 
     /// If there is no such log, says what to do about it.
-    pub(super) fn or_without_log(self, advice: &str) -> Self {
+    pub(super) fn with_advice_if_no_log(self, advice: &str) -> Self {
         if self.is(Code::LogNotFound) && !advice.is_empty() { self.with("; ").with(advice) } else { self }
     }
 

@@ -23,9 +23,9 @@ use tracing_subscriber::EnvFilter;
 /// What the server would shorten is refused.
 const MAX_SECONDS: u64 = Settings::MAX_TIME.as_secs();
 /// A gibibyte, well within what HTTP/2 can announce.
-const MAX_HEADER: u64 = 1 << 30;
+const MAX_HEADER_BYTES: u64 = 1 << 30;
 /// A tebibyte, more memory than a system has.
-const MAX_BODY: u64 = 1 << 40;
+const MAX_BODY_BYTES: u64 = 1 << 40;
 /// More than the open files that a system allows a process.
 const MAX_CONNECTIONS: u64 = 1 << 24;
 
@@ -74,10 +74,10 @@ pub(super) struct Serve {
     )]
     shm_dir: PathBuf,
     /// The largest request body in bytes
-    #[arg(long, alias = "max-body", env = "MILLSTREAM_MAX_BODY_BYTES", default_value_t = Settings::default().body_bytes, value_parser = size::within(1..=MAX_BODY), help_heading = "Limits of clients")]
+    #[arg(long, alias = "max-body", env = "MILLSTREAM_MAX_BODY_BYTES", default_value_t = Settings::default().body_bytes, value_parser = size::within(1..=MAX_BODY_BYTES), help_heading = "Limits of clients")]
     max_body_bytes: usize,
     /// The largest header section in bytes, at least 8192
-    #[arg(long, alias = "max-header", env = "MILLSTREAM_MAX_HEADER_BYTES", default_value_t = Settings::default().header_bytes, value_parser = size::within(8192..=MAX_HEADER), help_heading = "Limits of clients")]
+    #[arg(long, alias = "max-header", env = "MILLSTREAM_MAX_HEADER_BYTES", default_value_t = Settings::default().header_bytes, value_parser = size::within(8192..=MAX_HEADER_BYTES), help_heading = "Limits of clients")]
     max_header_bytes: usize,
     /// Connections at once; for each one beyond that, a slow or idle one is closed. Fewer if the limit of open files is
     /// too low
@@ -90,7 +90,7 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = Settings::default().body_time.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS), help_heading = "Limits of clients")]
     body_seconds: u64,
     /// The largest request body in bytes after decompression
-    #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = size::within(1..=MAX_BODY), help_heading = "Limits of clients")]
+    #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = size::within(1..=MAX_BODY_BYTES), help_heading = "Limits of clients")]
     max_decoded_bytes: usize,
     /// Memory in bytes, for all clients together, for bodies and answers; requests beyond that are answered with 503
     #[arg(long, alias = "max-http-memory", env = "MILLSTREAM_MAX_HTTP_MEMORY_BYTES", default_value_t = Settings::default().memory_bytes, value_parser = size::within(0..=u64::MAX), help_heading = "Memory")]

@@ -36,7 +36,7 @@ const DATA: &str = "MILLSTREAM_DATA";
 const MAX_DAMAGE: usize = 100;
 
 /// Where the logs are, by the flags and the environment.
-enum Place {
+enum Location {
     Server(String),
     Directory(PathBuf),
 }
@@ -50,20 +50,20 @@ pub(super) enum Target {
 impl TargetFlags {
     /// Flags take precedence over variables, and an address over a directory: `MILLSTREAM_DATA` may be set for a server
     /// whose address is in `MILLSTREAM_URL`.
-    fn place(&self) -> Result<Place, Failure> {
+    fn location(&self) -> Result<Location, Failure> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let not_text = |url: OsString| Usage(format!("{URL} is not text: {}", url.display()));
         Ok(match (&self.url, &self.data, variable(URL), variable(DATA)) {
-            (Some(url), ..) => Place::Server(url.clone()),
-            (_, Some(data), ..) => Place::Directory(data.clone()),
-            (_, _, Some(url), _) => Place::Server(url.into_string().map_err(not_text)?),
-            (.., Some(data)) => Place::Directory(data.into()),
-            _ => Place::Server("http://127.0.0.1:4437".to_owned()),
+            (Some(url), ..) => Location::Server(url.clone()),
+            (_, Some(data), ..) => Location::Directory(data.clone()),
+            (_, _, Some(url), _) => Location::Server(url.into_string().map_err(not_text)?),
+            (.., Some(data)) => Location::Directory(data.into()),
+            _ => Location::Server("http://127.0.0.1:4437".to_owned()),
         })
     }
 
     pub(super) fn open(&self) -> Result<Target, Failure> {
-        if let Place::Directory(data) = self.place()? {
+        if let Location::Directory(data) = self.location()? {
             super::must_exist(&data)?;
         }
         self.open_or_create()
@@ -71,9 +71,9 @@ impl TargetFlags {
 
     /// Like [`open`](Self::open), but makes a directory that does not exist, as `serve` does.
     pub(super) fn open_or_create(&self) -> Result<Target, Failure> {
-        let data = match self.place()? {
-            Place::Server(url) => return Ok(Target::Server(Box::new(Client::new(&url)?))),
-            Place::Directory(data) => data,
+        let data = match self.location()? {
+            Location::Server(url) => return Ok(Target::Server(Box::new(Client::new(&url)?))),
+            Location::Directory(data) => data,
         };
         match Store::open(data, StoreOptions::default().with_scrub_bytes_per_second(0)) {
             Ok(store) => Ok(Target::Directory(Box::new(store))),

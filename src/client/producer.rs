@@ -210,7 +210,7 @@ struct State {
     again_at: Option<Instant>,
     /// How often sending has stopped because of an error. Not reset when sending resumes, so that a caller that was asleep
     /// meanwhile still learns of it.
-    gave_up: u64,
+    stops: u64,
     /// The error that stopped it last; kept for the same reason.
     last_error: Option<Error>,
     /// How many records were accepted.
@@ -226,7 +226,7 @@ struct State {
 impl State {
     /// Fails if sending was stopped again after it had been stopped `before` times, with the error that stopped it.
     fn check_goes_on(&self, before: u64) -> Result<(), Error> {
-        self.last_error.clone().filter(|_| self.gave_up > before).map_or(Ok(()), Err)
+        self.last_error.clone().filter(|_| self.stops > before).map_or(Ok(()), Err)
     }
 
     /// The tickets of the batches that are not stored, in the order in which these are to be.
@@ -442,7 +442,7 @@ impl Producer {
             }
             None => {}
         }
-        Ok(state.gave_up)
+        Ok(state.stops)
     }
 
     fn add(
@@ -572,7 +572,7 @@ impl Producer {
     /// have nothing to push or to flush meanwhile.
     pub fn gives_up(&self) -> impl Future<Output = Error> + Send + use<> {
         let shared = Arc::clone(&self.shared);
-        let before = shared.state().gave_up;
+        let before = shared.state().stops;
         async move {
             loop {
                 let progress = shared.progress.notified();

@@ -26,10 +26,10 @@ where
 }
 
 /// The largest body, in bytes, that has no records: settings, or an offset. It is parsed where it is read.
-const MAX_SMALL_BODY: usize = 64 << 10;
+const MAX_PLAIN_BODY_BYTES: usize = 64 << 10;
 
 /// [`read`] for a body without records.
-pub(super) async fn read_small<B>(
+pub(super) async fn read_without_records<B>(
     body: B,
     context: &Context,
     share: &ConnectionShare,
@@ -38,7 +38,7 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    read_up_to(context.settings.body_bytes.min(MAX_SMALL_BODY), body, context, share).await
+    read_up_to(context.settings.body_bytes.min(MAX_PLAIN_BODY_BYTES), body, context, share).await
 }
 
 async fn read_up_to<B>(
@@ -159,7 +159,7 @@ impl Encoding {
             Self::Deflate => Box::new(OneStream(ZlibDecoder::new(steps))),
             Self::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(steps).map_err(broken)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
+                decoder.window_log_max(MAX_ZSTD_WINDOW_LOG).map_err(broken)?;
                 Box::new(decoder)
             }
         };
@@ -233,7 +233,7 @@ impl Read for OneStream<'_> {
 }
 
 /// The largest zstd window that is allocated for a client, 8 MiB: the limit that RFC 9659 sets for senders in HTTP.
-const ZSTD_WINDOW_LOG: u32 = 23;
+const MAX_ZSTD_WINDOW_LOG: u32 = 23;
 /// Bytes that are decoded between two checks of the decoded data.
 const DECODE_STEP_BYTES: usize = 64 << 10;
 

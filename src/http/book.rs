@@ -174,7 +174,7 @@ pub(super) async fn get(
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let from_query = request.uri().query().map(offset_in_query).transpose()?;
-    let bytes = body::read_small(request.into_body(), context, asker.share).await?;
+    let bytes = body::read_without_records(request.into_body(), context, asker.share).await?;
     let offset = match from_query {
         Some(offset) if bytes.is_empty() => offset,
         None if !bytes.is_empty() => {

@@ -67,9 +67,9 @@ const SEND_BYTES: usize = 16 << 10;
 /// The most requests in flight on one HTTP/2 connection.
 pub(super) const MAX_STREAMS: u32 = 256;
 /// The most requests in flight on all connections, for each connection that is allowed.
-const STREAMS_PER_CONNECTION: usize = 4;
+const MAX_STREAMS_PER_CONNECTION: usize = 4;
 /// Once half of all streams are in use, each connection can still have this many, whatever others do.
-const RESERVED_STREAMS_PER_CONNECTION: usize = STREAMS_PER_CONNECTION / 2;
+const RESERVED_STREAMS_PER_CONNECTION: usize = MAX_STREAMS_PER_CONNECTION / 2;
 /// The number of bodies per connection that may always be read although nobody wants them: what arrives of them fits in
 /// its window.
 const MAX_UNWANTED_BODIES: usize = 8;
@@ -103,7 +103,7 @@ pub(super) struct Connections {
     /// HTTP/2 requests that are being refused.
     refused: AtomicUsize,
     /// The most of each of these.
-    most_streams: usize,
+    max_streams: usize,
     unsent: Unsent,
 }
 
@@ -121,7 +121,7 @@ impl Connections {
             clock: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
-            most_streams: max.saturating_mul(STREAMS_PER_CONNECTION).max(MAX_STREAMS as usize),
+            max_streams: max.saturating_mul(MAX_STREAMS_PER_CONNECTION).max(MAX_STREAMS as usize),
             unsent: Unsent::default(),
         })
     }

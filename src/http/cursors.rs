@@ -69,7 +69,7 @@ pub(super) async fn set(
     let body = request.into_body(); // so that the header section is not held while waiting
     let (log, cursor) = find(context, asker, log, name).await?;
     Problem::check_id(&log, wanted)?;
-    let bytes = body::read_small(body, context, asker.share).await?;
+    let bytes = body::read_without_records(body, context, asker.share).await?;
     let CursorPosition { offset } = object::parse(&bytes, r#"{"offset":0}"#)?;
     let was = change(context, asker, &log, cursor, Some(offset), condition).await?;
     let mut answer = json(&CursorInfo::new(&log, name, offset));

@@ -52,7 +52,7 @@ impl Work {
 }
 
 /// The bytes of a body that a decoder gets at once. If they are blocks without data, decoding them takes a millisecond.
-const STEP: usize = 4 << 10;
+const STEP_BYTES: usize = 4 << 10;
 
 /// How much time decoding may take.
 struct Allowance {
@@ -160,7 +160,7 @@ impl BufRead for Steps<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.step == 0 && !self.rest.is_empty() {
             self.effort.check()?;
-            self.step = STEP.min(self.rest.len());
+            self.step = STEP_BYTES.min(self.rest.len());
         }
         Ok(&self.rest[..self.step])
     }

@@ -23,7 +23,7 @@ use std::{
 };
 
 /// How often a request that waits for memory asks for it: at first, and after a while, because thousands may wait.
-const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
+const ASK_PAUSES: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
 
 /// How long a large answer asks for memory before others in line have their turn, which may need less.
 const ASKING_TURN: Duration = Duration::from_millis(250);
@@ -96,7 +96,7 @@ async fn covered(
     patience: Duration,
 ) -> Result<Grant, Problem> {
     if bytes <= UNQUEUED_BYTES {
-        grant.cover_within(bytes, patience, &ASK).await?;
+        grant.cover_within(bytes, patience, &ASK_PAUSES).await?;
         return Ok(grant);
     }
     if bytes <= 4 * UNQUEUED_BYTES && grant.cover(bytes).is_ok() {
@@ -110,7 +110,7 @@ async fn covered(
     loop {
         let left = patience.saturating_sub(begun.elapsed());
         let _permit = context.permits.acquire(Kind::Memory, &share.lines, left).await?;
-        match grant.cover_within(bytes, ASKING_TURN.min(left), &ASK).await {
+        match grant.cover_within(bytes, ASKING_TURN.min(left), &ASK_PAUSES).await {
             Err(UsedUp) if begun.elapsed() < patience => {} // to the end of the line
             covered => {
                 covered?;

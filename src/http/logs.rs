@@ -32,7 +32,7 @@ pub(super) async fn create(
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     params::none(&request)?;
-    let bytes = body::read_small(request.into_body(), context, asker.share).await?;
+    let bytes = body::read_without_records(request.into_body(), context, asker.share).await?;
     let settings: LogSettings = if bytes.is_empty() {
         LogSettings::default()
     } else {
@@ -109,7 +109,7 @@ pub(super) async fn trim(
     let body = request.into_body(); // so that the header section is not held while waiting
     let log = context.log(asker.share, name).await?;
     Problem::check_id(&log, wanted)?;
-    let bytes = body::read_small(body, context, asker.share).await?;
+    let bytes = body::read_without_records(body, context, asker.share).await?;
     let Trim { before } = object::parse(&bytes, r#"{"before":0}"#)?;
     let first_offset = context.on_log(asker.share, &log, move |log| log.trim_to(before)).await?;
     Ok(json(&Trimmed { first_offset }))

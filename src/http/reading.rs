@@ -29,13 +29,13 @@ const TIGHT_RENDER_BYTES: usize = 16 << 10;
 /// Reading a record takes as long as rendering this many bytes.
 const RECORD_COST_BYTES: usize = 20;
 /// How long a turn of looking for the end of a large answer lasts before others have their turn.
-const SKIP_SLICE: Duration = Duration::from_millis(2);
+const LOOK_SLICE: Duration = Duration::from_millis(2);
 /// How many records pass between two looks at the clock.
-const SKIP_STEPS: usize = 64;
+const LOOK_STEPS: usize = 64;
 /// How long the end is first looked for on the runtime's thread, among records that are in memory.
-const INLINE_SKIP: Duration = Duration::from_micros(500);
+const INLINE_LOOK: Duration = Duration::from_micros(500);
 /// Reading this many bytes from the disk counts as one more record.
-const SKIP_STEP_BYTES: usize = 4 << 10;
+const LOOK_STEP_BYTES: usize = 4 << 10;
 
 /// How much more an answer may contain.
 #[derive(Debug, Clone, Copy)]
@@ -259,17 +259,17 @@ impl Reading {
         Ok(Went::All)
     }
 
-    /// Continues without rendering anything, for about as long as a [`SKIP_SLICE`], or an [`INLINE_SKIP`] on the
+    /// Continues without rendering anything, for about as long as a [`LOOK_SLICE`], or an [`INLINE_LOOK`] on the
     /// runtime's thread. Returns whether the end of the range was reached. Large records are read only to verify them,
     /// which a HEAD does not need. If there is no memory for that, the range ends before such a record, if anything is
     /// before it.
-    fn skip(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
+    fn look_on(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
         let begun = Instant::now();
         let mut steps = 0;
         let mut grant = memory.grant(Purpose::Answer);
-        let max = if place == Place::Here { INLINE_SKIP } else { SKIP_SLICE };
+        let max = if place == Place::Here { INLINE_LOOK } else { LOOK_SLICE };
         while self.may_continue() {
-            if steps >= SKIP_STEPS {
+            if steps >= LOOK_STEPS {
                 if begun.elapsed() >= max {
                     return Ok(false);
                 }
@@ -279,7 +279,7 @@ impl Reading {
                 return Ok(false);
             }
             match self.look_at_next(&mut grant, only_head) {
-                Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / SKIP_STEP_BYTES,
+                Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / LOOK_STEP_BYTES,
                 Ok(None) => break,
                 Err(LookError::Error(error)) => {
                     if !self.pass_or_end(error)? {
@@ -307,7 +307,7 @@ impl Reading {
             if let Some(head) = ahead.head.filter(|_| cold_bytes >= OFFLOAD_BYTES && only_head) {
                 self.reader.seek(offset + 1);
                 self.took(offset, head);
-                return Ok(Some(SKIP_STEP_BYTES));
+                return Ok(Some(LOOK_STEP_BYTES));
             }
             if cold_bytes >= OFFLOAD_BYTES {
                 grant.cover(cold_bytes)?;
@@ -322,26 +322,26 @@ impl Reading {
         Ok(Some(cold_bytes))
     }
 
-    /// Repeats [`skip`](Self::skip) to the end of the range, giving others their turns in between.
-    async fn skipped_to_end(
+    /// Repeats [`look_on`](Self::look_on) to the end of the range, giving others their turns in between.
+    async fn looked_to_end(
         mut self,
         context: &Context,
         share: &ConnectionShare,
         only_head: bool,
     ) -> Result<Self, Problem> {
         let patience = context.settings.queue_time; // for each turn
-        let mut done = self.skip(&context.memory, only_head, Place::Here)?;
+        let mut done = self.look_on(&context.memory, only_head, Place::Here)?;
         self.reader.release();
         while !done {
             let memory = Arc::clone(&context.memory);
-            let skip = move || {
-                let done = self.skip(&memory, only_head, Place::Permit);
+            let look = move || {
+                let done = self.look_on(&memory, only_head, Place::Permit);
                 self.reader.release();
                 (self, done)
             };
-            let skipped;
-            (self, skipped) = Box::pin(context.for_client(share, Kind::Look, patience, skip)).await?;
-            done = skipped?;
+            let looked;
+            (self, looked) = Box::pin(context.for_client(share, Kind::Look, patience, look)).await?;
+            done = looked?;
         }
         Ok(self)
     }
@@ -355,7 +355,7 @@ impl Reading {
     ) -> Result<(RangeEnd, Option<u64>), Problem> {
         let envelope = self.course.format.envelope();
         self.length = Some(envelope.opening.len() as u64);
-        let reading = self.skipped_to_end(context, share, true).await?;
+        let reading = self.looked_to_end(context, share, true).await?;
         let end = reading.at();
         let length = reading.length.map(|length| length + envelope.closing(end.next).len() as u64);
         Ok((end, length))
@@ -368,7 +368,7 @@ impl Reading {
         share: &ConnectionShare,
     ) -> Result<(RangeEnd, Self), Problem> {
         let (planned, back, fresh) = (self.course.page_limits.records, self.offset(), self.course.fresh);
-        let mut reading = self.skipped_to_end(context, share, false).await?;
+        let mut reading = self.looked_to_end(context, share, false).await?;
         reading.course.fresh = fresh;
         let end = reading.at();
         reading.course.page_limits =

@@ -24,7 +24,7 @@ use std::{ops::RangeInclusive, time::Duration};
 use tokio::time::Instant;
 
 /// How often a body that waits asks for memory.
-const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(20);
+const ASK_PAUSES: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(20);
 /// How long a body's pace is measured before it is judged.
 const PACE_PERIOD: Duration = Duration::from_secs(1);
 
@@ -86,7 +86,7 @@ async fn in_line(
     };
     let permit = context.permits.acquire(kind, &share.lines, patience).await;
     let _permit = permit.map_err(|_| Problem::overloaded())?;
-    let pauses = Pauses::new(ASK.clone());
+    let pauses = Pauses::new(ASK_PAUSES.clone());
     while !has_room() {
         if begun.elapsed() >= patience {
             return Err(Problem::overloaded());
@@ -144,7 +144,7 @@ impl ArrivalPace {
     ) -> Result<(), Problem> {
         let Err(UsedUp) = buffer.extend(data) else { return Ok(()) };
         let _waiting = memory.body_waits(buffer.len() + data.len(), share.waiting_bodies());
-        let covered = buffer.cover_within(data.len(), patience, &ASK).await;
+        let covered = buffer.cover_within(data.len(), patience, &ASK_PAUSES).await;
         *self = Self::begin();
         covered?;
         Ok(buffer.extend(data)?)

@@ -23,7 +23,7 @@ use std::{
 /// How often the housekeeper runs a turn.
 const TURN: Duration = Duration::from_secs(1);
 /// How many closed logs are opened for retention per turn.
-const RETENTIONS_PER_TURN: usize = 16;
+const MAX_RETENTIONS_PER_TURN: usize = 16;
 /// The shortest time between two openings of the same log for retention.
 const MIN_RETENTION_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the housekeeper waits for a helper before it continues.
@@ -142,7 +142,7 @@ impl Inner {
             // would take all turns.
             due.sort_by_key(|(_, entry)| due_since(entry));
             due.into_iter()
-                .take(RETENTIONS_PER_TURN)
+                .take(MAX_RETENTIONS_PER_TURN)
                 .map(|(name, entry)| (name.clone(), Arc::clone(entry)))
                 .collect()
         };

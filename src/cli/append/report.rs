@@ -77,7 +77,8 @@ impl Append {
                 report["unfinished"] = true.into();
             }
             if let Some(failure) = failure {
-                let CodedFailure { words, code } = CodedFailure::of(&**failure).or_without_log(WITHOUT_LOG);
+                let CodedFailure { words, code } =
+                    CodedFailure::of(&**failure).with_advice_if_no_log(WITHOUT_LOG);
                 (report["error"], report["code"]) = (words.into(), code.into());
                 report["uncertain"] = is_uncertain.into();
             }

@@ -13,7 +13,7 @@ use std::{
 };
 
 /// The most records that one read asks for.
-const MAX_READ: u64 = 1000;
+const MAX_READ_RECORDS: u64 = 1000;
 
 /// The state of a run. Everything happens on one thread.
 pub(super) struct Run {
@@ -122,7 +122,7 @@ impl Run {
         let log = turn % self.bench.logs as usize;
         let reads = |number: u64| number * u64::from(self.bench.reads) / 100;
         if reads(number) != reads(number + 1) {
-            let limit = u64::from(self.bench.batch).min(MAX_READ);
+            let limit = u64::from(self.bench.batch).min(MAX_READ_RECORDS);
             let last = self.stored.borrow()[log].saturating_sub(limit);
             return Next::Read { log, offset: self.random.borrow_mut().u64(0..=last), limit };
         }

@@ -106,7 +106,7 @@ impl<'a> Trying<'a> {
 
 /// How long a batch waits at first, and at the most, before it is sent again because its predecessors were not there. It
 /// waits no longer once one of them is stored.
-const AHEAD: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(2);
+const AHEAD_PAUSES: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(2);
 /// How long the task waits after it has given up, until it tries everything again that it holds.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
@@ -131,7 +131,7 @@ async fn send(
         ("producer-seq", &*sequence_text),
     ];
     headers.extend(mark.as_deref().map(|mark| ("producer-mark", mark)));
-    let (mut trying, ahead) = (Trying::new(&shared), Pauses::new(AHEAD));
+    let (mut trying, ahead) = (Trying::new(&shared), Pauses::new(AHEAD_PAUSES));
     loop {
         let progress = shared.progress.notified();
         // Before the request: what the server says it expects is as old as its answer.
@@ -405,7 +405,7 @@ fn stop(shared: &Shared, error: Error) {
         let _ = ticket.send(Err(error.clone())); // fails if nobody waits for it
     }
     state.again_at = Instant::now().checked_add(TRIED_AGAIN_AFTER);
-    state.gave_up += 1;
+    state.stops += 1;
     state.last_error = Some(error.clone());
     if !error.is_temporary() {
         shared.trouble.send_replace(Some(error.clone()));

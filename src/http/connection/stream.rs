@@ -189,9 +189,9 @@ impl Connections {
     /// other half is reserved for connections that have few.
     fn try_count(&self, streams: &AtomicUsize, others: usize) -> bool {
         let max = if others < super::RESERVED_STREAMS_PER_CONNECTION {
-            self.most_streams
+            self.max_streams
         } else {
-            self.most_streams / 2
+            self.max_streams / 2
         };
         let more = |streams| (streams < max).then_some(streams + 1);
         streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
