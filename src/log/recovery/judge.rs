@@ -18,7 +18,7 @@
 use crate::{
     chunk::ChunkPosition,
     disk::BLOCK,
-    frame::{self, LOST, MORE},
+    frame::{self, Key, LOST, MORE},
     segment::{
         FRAMES_AT, file,
         header::Header,
@@ -236,7 +236,9 @@ impl Evidence<'_> {
         let is_reconstructed = !known.source.is_own();
         let is_short = !is_reconstructed && FRAMES_AT + (bytes.len() as u64) < file::length(header.capacity);
         let is_last = known.records_before_next.is_none();
-        if Footer::ends(bytes, header, scan) || is_short && is_last && cut_to(bytes, scan) {
+        if Footer::ends(bytes, header, scan)
+            || is_short && is_last && cut_to(bytes, scan, header.key(), known.source.mark())
+        {
             return State::Unfinished(self.scan);
         }
         let later = self.later();
@@ -280,10 +282,17 @@ fn records_for_certain(known: &Known, bytes: usize) -> Option<u32> {
     u32::try_from(least).ok()
 }
 
-/// Whether the file has the length that sealing exactly these frames would have cut it to.
-fn cut_to(bytes: &[u8], scan: &Scan) -> bool {
-    let records = scan.records();
-    records > 0 && FRAMES_AT + bytes.len() as u64 == sealed::footer_at(records, scan.words) + BLOCK
+/// Whether the file looks as sealing exactly these frames would have left it: it has that length, and after them come zeros
+/// up to the index, and no further record. A file that was cut within a batch, or within a record, may have that length.
+fn cut_to(bytes: &[u8], scan: &Scan, key: Key, mark: Option<u32>) -> bool {
+    let (records, end) = (scan.records(), frame::in_bytes(scan.words));
+    let index = (sealed::index_at(scan.words) - FRAMES_AT) as usize;
+    let next = || bytes.get(end..).and_then(|next| frame::head(next, key));
+    records > 0
+        && FRAMES_AT + bytes.len() as u64 == sealed::footer_at(records, scan.words) + BLOCK
+        && mark.is_none_or(|mark| mark <= records)
+        && bytes.get(end..index).is_some_and(|padding| padding.iter().all(|&byte| byte == 0))
+        && next().is_none_or(|next| next.record != records)
 }
 
 fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {

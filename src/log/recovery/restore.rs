@@ -17,7 +17,8 @@
 //!   exactly the bytes that the backing starts with; or after the frame that preceded it, identified by that frame's
 //!   CRC.
 //! - A backing is removed only if it holds no record, or the disk has all its records, byte for byte, or the log was
-//!   trimmed beyond the last of their offsets. Any other backing stays, and is reported.
+//!   trimmed beyond the last of their offsets. Of a segment that was sealed on disk, as both say, the bytes were the same
+//!   then, and are not compared again. Any other backing stays, and is reported.
 
 use super::{
     super::{Durability, Error},

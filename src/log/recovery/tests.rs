@@ -2,6 +2,7 @@
 
 mod again;
 mod backings;
+mod cut;
 mod foreign;
 #[cfg(feature = "store")]
 mod full;
