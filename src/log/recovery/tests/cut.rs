@@ -53,7 +53,7 @@ fn cut_at_a_block_within_a_large_record() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// The same with all of it in the memory of a killed process: opening leaves that alone, and `repair` takes it.
+/// Memory of a killed process has all of it: opening leaves that alone, and `repair` takes it.
 #[test]
 fn cut_at_a_block_within_a_batch_with_memory() {
     for repair_first in [true, false] {
