@@ -601,7 +601,7 @@ fn cursors(at: &[&str]) {
     assert!(set.lines().nth(1).unwrap().split_whitespace().eq(["x", "1", "2"]), "{set}");
     assert!(fail(&["cursors", "set", "c", "x", "2", "--expect", "none"]).contains("the cursor is at 1"));
     assert!(fail(&["cursors", "set", "c", "x", "2", "--expect", "0"]).contains("the cursor is at 1"));
-    assert!(fail(&["cursors", "set", "c", "x", "4"]).contains("beyond the end"));
+    assert!(fail(&["cursors", "set", "c", "x", "4"]).contains("the log ends at"));
     assert_eq!(run(&["read", "c", "--cursor", "x"]), "two\nthree\n");
     assert_eq!(run(&["tail", "c", "--cursor", "x"]), "two\nthree\n");
     run(&["cursors", "set", "c", "x", "-1", "--expect", "1"]);
