@@ -3,7 +3,9 @@
 use super::{
     DIR, backings, files_in, kill, open, options,
     repaired::{large, log_of_batches},
-    repaired_with, verified,
+    repaired_with,
+    repairing::remove_backing_of,
+    verified,
 };
 use crate::{
     Durability, Error, Options,
@@ -41,11 +43,14 @@ pub(super) fn killed(at: &Path, segments: usize, value: usize) -> (Sim, u64, Vec
     (disk, next, bases.into_iter().map(|base| Path::new(DIR).join(file::name(base))).collect())
 }
 
-/// What the backings have, by offset.
-pub(super) fn in_backings(at: &Path) -> BTreeMap<u64, Vec<u8>> {
-    let mut all = BTreeMap::new();
+/// Records, by offset.
+pub(super) type Records = BTreeMap<u64, Vec<u8>>;
+
+/// What each backing has: its base, whether it was sealed, its records.
+pub(super) fn backings_in(at: &Path) -> Vec<(u64, bool, Records)> {
+    let mut all = Vec::new();
     for path in files_in(at) {
-        let bytes = std::fs::read(&path).unwrap();
+        let Ok(bytes) = std::fs::read(&path) else { continue };
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         if bytes[64..108].iter().all(|&byte| byte == 0) {
             continue;
@@ -54,12 +59,19 @@ pub(super) fn in_backings(at: &Path) -> BTreeMap<u64, Vec<u8>> {
         let log = crate::LogId(bytes[8..24].try_into().unwrap());
         let key = Header { log, base, capacity: word(72), created: word(80), secret }.key();
         let frames = &bytes[4096..];
-        for (record, word) in (0u64..).zip(scan::scan(frames, key).positions) {
+        let positions = scan::scan(frames, key).positions;
+        let records = (0u64..).zip(positions).map(|(record, word)| {
             let found = frame::decode(&frames[word as usize * 8..], key).unwrap();
-            all.insert(base + record, found.frame.value.to_vec());
-        }
+            (base + record, found.frame.value.to_vec())
+        });
+        all.push((base, word(120) == 1, records.collect()));
     }
     all
+}
+
+/// What the backings have, by offset.
+pub(super) fn in_backings(at: &Path) -> Records {
+    backings_in(at).into_iter().flat_map(|(_, _, records)| records).collect()
 }
 
 pub(super) fn remove(disk: &Sim, path: &Path) {
@@ -104,11 +116,7 @@ fn what_memory_has_of_a_gap_is_filled() {
     let base = |n: usize| -> u64 { paths[n].file_stem().unwrap().to_str().unwrap().parse().unwrap() };
     remove(&disk, &paths[2]);
     remove(&disk, &paths[3]);
-    for path in files_in(at.path()) {
-        if std::fs::read(&path).unwrap()[64..72] == base(3).to_le_bytes() {
-            std::fs::remove_file(path).unwrap();
-        }
-    }
+    remove_backing_of(at.path(), base(3));
     let there = in_backings(at.path());
     repaired_with(&disk, Some(at.path()));
     let log = open(&disk, kept(at.path(), 1 << 20)).unwrap();

@@ -2,21 +2,29 @@
 //! length that sealing what precedes would have cut it to.
 
 use super::{FIRST, again::in_backings, kill, open, options, repaired_with, verified};
-use crate::{Durability, Options, disk::sim::Sim};
+use crate::{Durability, Log, Options, disk::sim::Sim};
 use std::path::Path;
+
+/// A log with a record, and what is appended after it, all durable and closed. Then its file is cut after so many blocks.
+fn cut_after(blocks: usize, append: impl FnOnce(&Log)) -> Sim {
+    let sim = Sim::new(1);
+    let log = open(&sim, options(1 << 16, 1 << 16, 1 << 20, None)).unwrap();
+    log.append(&[7; 100]).unwrap();
+    append(&log);
+    log.flush().unwrap();
+    log.close().unwrap();
+    sim.damage(Path::new(FIRST), |bytes| bytes.truncate(4096 + blocks * 4096));
+    sim
+}
 
 /// A record, and a batch of a hundred, all durable, closed cleanly. Then the file is cut at each block.
 #[test]
 fn cut_at_a_block_within_a_batch() {
     let mut wrong = Vec::new();
     for blocks in 1..5 {
-        let sim = Sim::new(1);
-        let log = open(&sim, options(1 << 16, 1 << 16, 1 << 20, None)).unwrap();
-        log.append(&[7; 100]).unwrap();
-        log.append_batch_from(vec![[8; 100]; 100]).unwrap();
-        log.flush().unwrap();
-        log.close().unwrap();
-        sim.damage(Path::new(FIRST), |bytes| bytes.truncate(4096 + blocks * 4096));
+        let sim = cut_after(blocks, |log| {
+            log.append_batch_from(vec![[8; 100]; 100]).unwrap();
+        });
         let report = verified(&sim, None);
         let log = open(&sim, options(1 << 16, 1 << 16, 1 << 20, None)).unwrap();
         let (damage, next) = (log.damage().to_vec(), log.next_offset());
@@ -33,14 +41,10 @@ fn cut_at_a_block_within_a_batch() {
 fn cut_at_a_block_within_a_large_record() {
     let mut wrong = Vec::new();
     for blocks in 1..8 {
-        let sim = Sim::new(1);
-        let log = open(&sim, options(1 << 16, 1 << 16, 1 << 20, None)).unwrap();
-        log.append(&[7; 100]).unwrap();
-        log.append(&vec![8; 20_000]).unwrap();
-        log.append(&[9; 100]).unwrap();
-        log.flush().unwrap();
-        log.close().unwrap();
-        sim.damage(Path::new(FIRST), |bytes| bytes.truncate(4096 + blocks * 4096));
+        let sim = cut_after(blocks, |log| {
+            log.append(&vec![8; 20_000]).unwrap();
+            log.append(&[9; 100]).unwrap();
+        });
         let log = open(&sim, options(1 << 16, 1 << 16, 1 << 20, None)).unwrap();
         let (damage, next) = (log.damage().to_vec(), log.next_offset());
         if damage.is_empty() && next < 3 {

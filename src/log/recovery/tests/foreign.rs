@@ -4,14 +4,15 @@ use super::{
     DIR, FIRST,
     again::{in_backings, kept, killed, remove},
     backings, files_in, kill, open, options, repaired_with,
+    repairing::remove_backing_of,
 };
 use crate::{
     Error, LogId, chunk::Predecessor, disk::sim::Sim, log::repair::repair_on, segment::header::Secret,
 };
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A log with five records on the disk and `more` in memory, which another user has continued with two records.
-fn continued_without_memory(at: &Path, more: usize, rolls: bool) -> Sim {
+pub(super) fn continued_without_memory(at: &Path, more: usize, rolls: bool) -> Sim {
     let sim = Sim::new(1);
     let log = open(&sim, kept(at, 1 << 20)).unwrap();
     for _ in 0..5 {
@@ -52,13 +53,6 @@ fn base_of(path: &Path) -> u64 {
     path.file_stem().unwrap().to_str().unwrap().parse().unwrap()
 }
 
-fn remove_backing(at: &Path, base: u64) {
-    let of_it = |path: &PathBuf| std::fs::read(path).unwrap()[64..72] == base.to_le_bytes();
-    for path in files_in(at).into_iter().filter(of_it) {
-        std::fs::remove_file(path).unwrap();
-    }
-}
-
 /// A segment has lost a record and its footer, and the files of the next three are gone. Memory has the first and the
 /// last of these: what was missing in between was counted as the damaged segment's, together with the first.
 #[test]
@@ -73,8 +67,8 @@ fn the_first_of_several_missing_segments_is_filled_after_a_damaged_one() {
     for path in &paths[3..6] {
         remove(&disk, path);
     }
-    remove_backing(at.path(), base_of(&paths[2]));
-    remove_backing(at.path(), base_of(&paths[4]));
+    remove_backing_of(at.path(), base_of(&paths[2]));
+    remove_backing_of(at.path(), base_of(&paths[4]));
     let there = in_backings(at.path());
     repaired_with(&disk, Some(at.path()));
     let log = open(&disk, kept(at.path(), 1 << 20)).unwrap();
@@ -99,7 +93,7 @@ fn the_end_of_a_gap_is_filled_with_what_the_records_after_it_follow() {
     let (disk, _, paths) = killed(at.path(), 7, 100);
     let bases: Vec<u64> = paths.iter().map(|path| base_of(path)).collect();
     paths[2..5].iter().for_each(|path| remove(&disk, path));
-    remove_backing(at.path(), bases[2]);
+    remove_backing_of(at.path(), bases[2]);
     let there = in_backings(at.path());
     let (id, secret) = identity(at.path());
     let other = backings::left_by(at.path(), id, secret, DIR, 77);
@@ -121,7 +115,7 @@ fn what_may_be_the_beginning_of_a_gap_is_neither_taken_nor_given_up() {
     let last = u32::from_le_bytes(disk.dump()[&paths[1]][last..][..4].try_into().unwrap());
     for path in &paths[2..4] {
         remove(&disk, path);
-        remove_backing(at.path(), base_of(path));
+        remove_backing_of(at.path(), base_of(path));
     }
     let (id, secret) = identity(at.path());
     let other = backings::left_by(at.path(), id, secret, DIR, 77);
@@ -140,7 +134,7 @@ fn a_sealed_backing_with_more_than_its_segment_stays() {
     let (disk, _, paths) = killed(at.path(), 5, 100);
     let (base, there) = (base_of(&paths[3]), in_backings(at.path()));
     remove(&disk, &paths[4]);
-    remove_backing(at.path(), base_of(&paths[4]));
+    remove_backing_of(at.path(), base_of(&paths[4]));
     disk.damage(&paths[3], |bytes| {
         bytes.truncate(4096 + 10 * 128);
         bytes.resize(4096 + (8 << 10) + 12288, 0); // as it is before it is sealed

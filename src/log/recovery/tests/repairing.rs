@@ -173,7 +173,7 @@ fn on_disk_and_in_memory(at: &Path) -> Options {
 }
 
 /// Removes a segment's own backing, which would mend it.
-fn remove_backing_of(at: &Path, base: u64) {
+pub(super) fn remove_backing_of(at: &Path, base: u64) {
     for backing in files_in(at) {
         if std::fs::read(&backing).unwrap()[64..72] == base.to_le_bytes() {
             std::fs::remove_file(backing).unwrap();

@@ -3,54 +3,23 @@
 
 use super::{
     DIR, FIRST,
-    again::{kept, remove},
-    files_in,
+    again::{Records, backings_in, kept, remove},
+    foreign::continued_without_memory,
     harmed::seeds,
     kill, open, options, repaired_with,
 };
 use crate::{
-    Durability, Error, Log, LogId, Options,
+    Durability, Error, Log, Options,
     disk::sim::{Random, Sim},
-    frame,
     log::repair::repair_on,
-    segment::{
-        header::{Header, Secret},
-        scan,
-    },
 };
 use std::{
-    collections::BTreeMap,
     fmt::Write,
     path::{Path, PathBuf},
 };
 
-type Records = BTreeMap<u64, Vec<u8>>;
-
 fn unseen() -> Options {
     Options { durability: Durability::Memory, ..options(8 << 10, 4 << 10, 1 << 20, None) }
-}
-
-/// What each backing has: its base, whether it was sealed, its records.
-fn backings_in(at: &Path) -> Vec<(u64, bool, Records)> {
-    let mut all = Vec::new();
-    for path in files_in(at) {
-        let Ok(bytes) = std::fs::read(&path) else { continue };
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-        if bytes[64..108].iter().all(|&byte| byte == 0) {
-            continue;
-        }
-        let (base, secret) = (word(64), Secret(Some(bytes[48..64].try_into().unwrap())));
-        let log = LogId(bytes[8..24].try_into().unwrap());
-        let key = Header { log, base, capacity: word(72), created: word(80), secret }.key();
-        let frames = &bytes[4096..];
-        let positions = scan::scan(frames, key).positions;
-        let records = (0u64..).zip(positions).map(|(record, word)| {
-            let found = frame::decode(&frames[word as usize * 8..], key).unwrap();
-            (base + record, found.frame.value.to_vec())
-        });
-        all.push((base, word(120) == 1, records.collect()));
-    }
-    all
 }
 
 fn readable(log: &Log) -> Records {
@@ -278,19 +247,7 @@ fn two_lost_of_another_process_by_the_next() {
 fn what_precedes_records_in_common_is_taken_though_later_ones_differ() {
     for (more, rolls) in [(1, false), (1, true), (5, false), (5, true)] {
         let at = tempfile::tempdir_in("/dev/shm").unwrap();
-        let sim = Sim::new(1);
-        let log = open(&sim, kept(at.path(), 1 << 20)).unwrap();
-        for _ in 0..5 {
-            log.append(&[1; 40]).unwrap();
-        }
-        let (disk, _) = killed_with(log, &sim, more, &mut || vec![2; 40]);
-        let log = open(&disk, unseen()).unwrap();
-        log.append(&[3; 40]).unwrap();
-        if rolls {
-            log.roll().unwrap();
-        }
-        log.append(&[4; 40]).unwrap();
-        log.close().unwrap();
+        let disk = continued_without_memory(at.path(), more, rolls);
         disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 2 * 64 + 30] ^= 1);
         repaired_with(&disk, Some(at.path()));
         let log = open(&disk, kept(at.path(), 1 << 20)).unwrap();
