@@ -73,7 +73,7 @@ async fn in_line(
 ) -> Result<(), Problem> {
     let memory = &context.memory;
     let size = Size::of(bytes);
-    if bytes <= UNCOUNTED_BYTES || !memory.has_waiting_of(size) && has_room() {
+    if !memory.has_waiting_of(size) && has_room() {
         return Ok(());
     }
     let _waiting = memory.body_waits(bytes, share.waiting_bodies());
